@@ -1,0 +1,51 @@
+// flips: torch tensors -> FlipsParams -> kernel.
+#include "cpu/flips.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "cpu/bind.h"
+
+namespace graceful_fast {
+namespace {
+
+Scores scores(const Tensor& tensor, const char* name, int64_t n) {
+  GF_CHECK(tensor.dim() == 2 && tensor.size(0) == n, "flips", name, ": expected shape (", n, ", classes)");
+  GF_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "flips", name, ": expected unit stride within a row, got ",
+           tensor.stride(1));
+  const ScalarType dtype = tensor.scalar_type();
+  const ScoreType type = dtype == ScalarType::Double     ? ScoreType::float64
+                         : dtype == ScalarType::Half     ? ScoreType::float16
+                         : dtype == ScalarType::BFloat16 ? ScoreType::bfloat16
+                                                         : ScoreType::float32;
+  GF_CHECK(type != ScoreType::float32 || dtype == ScalarType::Float, "flips", name, ": expected a floating dtype");
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.size(1), type};
+}
+
+// (outcome, first row whose target is outside the classes of both, or -1)
+std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_scores, const Tensor& target, int64_t topk) {
+  const int64_t n = target.numel();
+  GF_CHECK(target.dim() == 1 && target.scalar_type() == ScalarType::Long && target.is_contiguous(), "flips",
+           "target: expected a contiguous int64 vector");
+  GF_CHECK(topk >= 1, "flips", "topk: expected at least 1, got ", topk);
+  Tensor outcome = empty({n}, ScalarType::Byte, target);
+  Tensor status = empty({1}, ScalarType::Long, target);
+  const FlipsParams params{scores(old_scores, "old", n), scores(new_scores, "new", n), pointer<int64_t>(target),
+                           mutable_pointer<uint8_t>(outcome), topk};
+  const int64_t classes = std::min(params.old_scores.classes, params.new_scores.classes);
+  int64_t& bad = *mutable_pointer<int64_t>(status) = -1;
+  for (int64_t i = 0; i < n && bad < 0; ++i) {
+    if (params.target[i] < 0 || params.target[i] >= classes) bad = i;
+  }
+  if (bad >= 0) return {outcome, status};
+  const FlipsKernels& kernels = GF_CHOOSE_TABLE(flips);
+  // 2^16 scores a task: some tens of microseconds, far above the cost of handing it to a thread.
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, params.old_scores.classes));
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { kernels.run(params, begin, end); });
+  return {outcome, status};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(graceful_fast, CPU, m) { m.impl("flips", TORCH_BOX(&flips)); }
+
+}  // namespace
+}  // namespace graceful_fast

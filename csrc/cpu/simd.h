@@ -1,0 +1,59 @@
+// Vectors of this instruction set's width, by the compilers' vector extension: one source for every width, NEON included.
+// Included by kernel sources only (compiled with GF_ISA); everything is in an anonymous namespace, see isa.h.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace graceful_fast {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T, int bytes = kVectorBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(bytes)));
+};
+template <class T, int lanes>
+using Lanes = typename VectorOf<T, lanes * int(sizeof(T))>::type;  // a fixed number of lanes, any width of machine
+
+constexpr int kFloats = kVectorBytes / 4;
+using Floats = Lanes<float, kFloats>;
+using Ints = Lanes<int32_t, kFloats>;
+
+template <class V, class T>
+inline __attribute__((always_inline)) V load(const T* from) {  // unaligned
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V, class T>
+inline __attribute__((always_inline)) void store(T* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// a * b + c, fused where the machine has it (the build has -ffp-contract=off, so only this says fma).
+inline __attribute__((always_inline)) Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+}  // namespace
+}  // namespace graceful_fast

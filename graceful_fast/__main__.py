@@ -1,0 +1,18 @@
+"""`graceful-fast` and `python -m graceful_fast`: runs the command line and turns what goes wrong into an exit code."""
+
+import sys
+
+
+def main() -> None:
+    """Exit code: the command's own; 2 for usage or bad input, 70 for an unexpected error (a traceback is no verdict)."""
+    try:
+        from .cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit("graceful-fast: the command line needs typer and rich: pip install 'graceful-fast[cli]'")
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Arrays in, the same kind of array out: torch, numpy, CuPy, or anything with `__dlpack__`."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Writable:
+    """A numpy array whose interface claims to be writable: torch warns about read-only memory, which we never write."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self._owner = array
+
+
+def as_numpy(value: Any, name: str) -> np.ndarray:
+    """`value` as a numpy array, without a copy where its memory is on the CPU; torch is never imported for it."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach"):  # torch
+        tensor = value.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()
+        array: np.ndarray = tensor.numpy()
+        return array
+    if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):  # CuPy
+        return np.asarray(value.get())
+    if isinstance(value, (list, tuple)) or np.isscalar(value):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    raise TypeError(f"{name}: expected a torch tensor, a numpy or CuPy array, or DLPack, got {type(value).__name__}")
+
+
+def as_tensor(value: Any, name: str) -> "torch.Tensor":
+    """`value` as a detached torch tensor that shares its memory where it can."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if hasattr(value, "__cuda_array_interface__"):
+        return torch.from_dlpack(value)
+    array = as_numpy(value, name)
+    if array.dtype.name == "bfloat16":  # ml_dtypes
+        return as_tensor(array.view(np.int16), name).view(torch.bfloat16)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+def like(tensor: "torch.Tensor", original: Any) -> Any:
+    """`tensor` as the kind of array that `original` is."""
+    import torch
+
+    if isinstance(original, torch.Tensor):
+        return tensor
+    if hasattr(original, "__cuda_array_interface__"):
+        import cupy
+
+        return cupy.from_dlpack(tensor)
+    return tensor.numpy()

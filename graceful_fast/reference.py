@@ -1,0 +1,1 @@
+"""The definitions, in short plain torch: what every op is compared with. Public, slow, without cleverness."""

@@ -1,0 +1,1 @@
+"""Training recipes for successors that fit what the old model left behind."""

@@ -1,0 +1,1 @@
+"""What one update did: the report, its statistics, its verdict."""
