@@ -55,6 +55,11 @@ def write_text(text: str, target: Path) -> None:
     temporary.replace(target)
 
 
+@commands.callback()
+def root() -> None:
+    """Replace a model that is in use: see what an update broke, search across versions, decide."""
+
+
 @commands.command()
 def info(json_file: JsonFile = None) -> None:
     """Versions, the instruction set in use, CUDA or why not."""
