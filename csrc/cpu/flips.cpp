@@ -22,7 +22,7 @@ Scores scores(const Tensor& tensor, const char* name, int64_t n) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.size(1), type};
 }
 
-// (outcome, first row whose target is outside the classes of both, or -1)
+// (outcome, first row whose target is a class of neither model, or -1)
 std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_scores, const Tensor& target, int64_t topk) {
   const int64_t n = target.numel();
   GF_CHECK(target.dim() == 1 && target.scalar_type() == ScalarType::Long && target.is_contiguous(), "flips",
@@ -32,7 +32,9 @@ std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_sco
   Tensor status = empty({1}, ScalarType::Long, target);
   const FlipsParams params{scores(old_scores, "old", n), scores(new_scores, "new", n), pointer<int64_t>(target),
                            mutable_pointer<uint8_t>(outcome), topk};
-  const int64_t classes = std::min(params.old_scores.classes, params.new_scores.classes);
+  const int64_t classes = std::max(params.old_scores.classes, params.new_scores.classes);
+  GF_CHECK(n == 0 || std::min(params.old_scores.classes, params.new_scores.classes) >= 1, "flips",
+           "old, new: expected at least one class");
   int64_t& bad = *mutable_pointer<int64_t>(status) = -1;
   for (int64_t i = 0; i < n && bad < 0; ++i) {
     if (params.target[i] < 0 || params.target[i] >= classes) bad = i;
@@ -40,7 +42,7 @@ std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_sco
   if (bad >= 0) return {outcome, status};
   const FlipsKernels& kernels = GF_CHOOSE_TABLE(flips);
   // 2^16 scores a task: some tens of microseconds, far above the cost of handing it to a thread.
-  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, params.old_scores.classes));
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, classes));
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { kernels.run(params, begin, end); });
   return {outcome, status};
 }

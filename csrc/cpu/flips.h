@@ -17,7 +17,7 @@ struct Scores {
 
 struct FlipsParams {
   Scores old_scores, new_scores;
-  const int64_t* target;  // [N] 0 <= y < classes of both, checked by the binding
+  const int64_t* target;  // [N] 0 <= y < classes of one model or both, checked by the binding
   uint8_t* outcome;       // [N] out: bit 0 old right, bit 1 new right; bit 2 (4) a NaN in old, bit 3 (8) a NaN in new
   int64_t topk;           // right: fewer than topk scores are better (greater, or equal at a smaller class)
 };

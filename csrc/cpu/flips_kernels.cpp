@@ -39,6 +39,9 @@ Row count_better(const T* scores, int64_t classes, int64_t target) {
 }
 
 Row count_better(const Scores& scores, int64_t i, int64_t target) {
+  if (target >= scores.classes) {  // a class this model does not know: never right, but a NaN is still a NaN
+    return {INT64_MAX, count_better(scores, i, scores.classes - 1).nan};
+  }
   const auto of = [&](auto* data) { return count_better(data + i * scores.row_stride, scores.classes, target); };
   switch (scores.type) {
     case ScoreType::float64:
