@@ -1,0 +1,61 @@
+"""Input files of the command line: .npy arrays, mapped and never unpickled, and lists of names. Errors start with the path."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+_MAGIC = b"\x93NUMPY"
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory; OSError or ValueError that starts with the path."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
+        raise OSError(f"{path}: expected a .npy file, got something that is no regular file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror}") from error
+    if not start:
+        raise ValueError(f"{path}: expected a .npy file, got an empty file")
+    if start != _MAGIC:
+        kind = "an archive (.npz); save one array with numpy.save" if zipfile.is_zipfile(path) else "another format"
+        raise ValueError(f"{path}: expected a .npy file, got {kind}")
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises half a dozen types on bytes that are no valid header
+        raise ValueError(f"{path}: {_reason(error)}") from error
+    if array.ndim == 0 or len(array) == 0:
+        raise ValueError(f"{path}: expected at least one row, got shape {array.shape}")
+    return array
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, without line ends; empty lines at the end do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror}") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path}: expected one name a line, got an empty file")
+    return lines
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "mmap length" in text or text.startswith("EOF:"):
+        return "truncated: the file is shorter than its header says"
+    if "Object arrays" in text or "Array can't be memory-mapped" in text:
+        return "holds pickled Python objects, which are never loaded; save a numeric array"
+    if "cannot mmap an empty" in text:
+        return "expected at least one row, got none"
+    return f"not a readable .npy file ({text.splitlines()[0] if text else type(error).__name__})"
