@@ -1,7 +1,10 @@
-"""Input files of the command line: .npy arrays, mapped and never unpickled, and lists of names. Errors start with the path."""
+"""Files of the command line: .npy arrays, mapped and never unpickled, lists of names, results. Errors start with the path."""
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,7 +41,9 @@ def read_names(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}") from error
+        raise ValueError(
+            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
+        ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
     except OSError as error:
@@ -48,6 +53,25 @@ def read_names(path: Path) -> list[str]:
     if not lines:
         raise ValueError(f"{path}: expected one name a line, got an empty file")
     return lines
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, under a temporary name until it is whole: a reader never sees half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays to a .npz file, whatever its name ends in."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def _reason(error: Exception) -> str:

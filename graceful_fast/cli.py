@@ -4,13 +4,16 @@ import json
 import sys
 import traceback
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import __version__
+from ._files import read_array, read_names, replacing, write_arrays
 
 BAD_INPUT, UNEXPECTED = 2, 70
 
@@ -50,9 +53,8 @@ def write_json(content: dict[str, Any], target: Path) -> None:
 
 def write_text(text: str, target: Path) -> None:
     """Write a file under a temporary name, then rename it: a reader never sees half of it."""
-    temporary = target.with_name(target.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    with replacing(target) as file:
+        file.write(text.encode())
 
 
 @commands.callback()
@@ -88,3 +90,75 @@ def info(json_file: JsonFile = None) -> None:
     for key, value in facts.items():
         table.add_row(key, str(value))
     console.print(table)
+
+
+@commands.command()
+def compare(
+    old_file: Annotated[Path, typer.Option("--old", help="The old model's (N, classes) scores or (N,) classes, .npy.")],
+    new_file: Annotated[Path, typer.Option("--new", help="The same of the new model.")],
+    labels_file: Annotated[Path, typer.Option("--labels", help="The (N,) right classes, integers, .npy.")],
+    classes_file: Annotated[Path | None, typer.Option("--classes", help="Names of the classes, one a line.")] = None,
+    groups_file: Annotated[Path | None, typer.Option("--groups", help="A group of each sample, .npy.")] = None,
+    inputs_file: Annotated[
+        Path | None, typer.Option("--inputs", help="Name or image file of each sample, one a line.")
+    ] = None,
+    topk: Annotated[int, typer.Option("--topk", help="Right if the label is among the K best.")] = 1,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write the report as a page to this file.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What an update of a classifier broke: how much, in which classes, which samples."""
+    from .update.report import compare_classifiers
+    from .update.terminal import print_report
+
+    report = compare_classifiers(
+        read_array(old_file),
+        read_array(new_file),
+        read_array(labels_file),
+        topk=topk,
+        classes=None if classes_file is None else read_names(classes_file),
+        groups=None if groups_file is None else read_array(groups_file),
+        inputs=None if inputs_file is None else read_names(inputs_file),
+    )
+    if html_file is not None:
+        write_text(report.to_html(), html_file)
+    if json_file is not None:
+        write_json(report.to_dict(), json_file)
+    if str(json_file) != "-":
+        print_report(report, console)
+
+
+@commands.command()
+def search(
+    queries_file: Annotated[Path, typer.Option("--queries", help="(Q, D) embeddings, .npy.")],
+    gallery_file: Annotated[Path, typer.Option("--gallery", help="(N, D) embeddings, .npy.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Write `indices` and `scores`, (Q, K) each, to this .npz file.")
+    ],
+    k: Annotated[int, typer.Option("-k", "--k", help="Neighbours of each query.")] = 10,
+    metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
+    json_file: JsonFile = None,
+) -> None:
+    """The exact nearest neighbours of every query."""
+    from .search import knn
+
+    queries, gallery = read_array(queries_file), read_array(gallery_file)
+    start = perf_counter()
+    found = knn(queries, gallery, k, metric=metric)  # type: ignore[arg-type]  # knn itself checks the metric's name
+    facts = {
+        "schema": "graceful_fast.search/1",
+        "queries": len(queries),
+        "gallery": len(gallery),
+        "dimensions": int(gallery.shape[1]),
+        "k": k,
+        "metric": metric,
+        "seconds": round(perf_counter() - start, 6),
+        "out": str(out_file),
+    }
+    write_arrays(out_file, indices=found.indices, scores=found.scores)
+    if json_file is not None:
+        write_json(facts, json_file)
+    if str(json_file) != "-":
+        table = Table(show_header=False, box=None)
+        for key, value in facts.items():
+            table.add_row(key, Text(str(value)))
+        console.print(table)

@@ -137,7 +137,9 @@ def tally(outcome: np.ndarray, groups: np.ndarray | None = None) -> FlipCounts:
         counts = np.bincount(group * 4 + outcome, minlength=4 * len(names)).reshape(-1, 4)
         order = np.argsort(group[broken], kind="stable")
         indices = np.split(broken[order], np.cumsum(counts[:-1, 1]))
-        by_group = {name: _counts(*row) for name, row in zip(names.tolist(), zip(counts, indices, strict=True), strict=True)}
+        by_group = {
+            name: _counts(*row) for name, row in zip(names.tolist(), zip(counts, indices, strict=True), strict=True)
+        }
     return _counts(np.bincount(outcome, minlength=4), broken, by_group)
 
 
@@ -223,7 +225,9 @@ def _check_topk(topk: int, models: dict[str, Any]) -> None:
         raise ValueError(f"topk: expected 1 or more, got {topk}")
     for name, model in models.items():
         if model.ndim == 1 and topk > 1:
-            raise ValueError(f"topk: expected 1, as {name} is predicted classes of shape {tuple(model.shape)}, got {topk}")
+            raise ValueError(
+                f"topk: expected 1, as {name} is predicted classes of shape {tuple(model.shape)}, got {topk}"
+            )
         if model.ndim == 2 and topk > model.shape[1] and len(model):
             raise ValueError(f"topk: expected at most the {model.shape[1]} classes of {name}, got {topk}")
 

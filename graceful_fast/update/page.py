@@ -21,7 +21,9 @@ def render(report: UpdateReport, title: str) -> str:
         import jinja2
     except ModuleNotFoundError as error:
         raise ImportError("to_html: expected jinja2 to be installed: pip install 'graceful-fast[report]'") from error
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(percent=words.percent, whole=words.whole, number=words.number, p=words.probability)
     template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
     flipped = [part for part in report.per_class if part.flips.negative or part.flips.positive]

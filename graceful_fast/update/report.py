@@ -216,7 +216,9 @@ def _plain(model: Any, name: str) -> Any:
 def _read_names(classes: Sequence[str] | None, labels: np.ndarray, models: tuple[Any, ...]) -> tuple[str, ...] | None:
     if classes is None:
         return None
-    known = [model.shape[1] if model.ndim == 2 else int(model.max(initial=-1)) + 1 for model in map(_numpy_if_1d, models)]
+    known = [
+        model.shape[1] if model.ndim == 2 else int(model.max(initial=-1)) + 1 for model in map(_numpy_if_1d, models)
+    ]
     needed = max(*known, int(labels.max(initial=-1)) + 1)
     if len(classes) < needed:
         raise ValueError(f"classes: expected a name for each of {needed} classes, got {len(classes)}")

@@ -11,7 +11,11 @@ def percent(share: float, digits: int = 1) -> str:
     """A share as a percentage; as many digits more as it takes not to call something nothing, or nearly all all."""
     if math.isnan(share):
         return "–"
-    while digits < 9 and 0 < abs(share) < 1 and f"{abs(share) * 100:.{digits}f}" in (f"{0:.{digits}f}", f"{100:.{digits}f}"):
+    while (
+        digits < 9
+        and 0 < abs(share) < 1
+        and f"{abs(share) * 100:.{digits}f}" in (f"{0:.{digits}f}", f"{100:.{digits}f}")
+    ):
         digits += 1
     return f"{share * 100:.{digits}f}{_SPACE}%"
 
