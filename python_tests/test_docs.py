@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(graceful_fast.__path__, "graceful_fast.")
-    if not module.name.endswith((".__main__", "._C"))
+    if not module.name.endswith((".__main__", "._C", ".graceful_fast_cpu"))
 )
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCKS = [
