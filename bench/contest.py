@@ -38,4 +38,11 @@ class Contest:
             }
             for name, times in seconds.items()
         }
-        return {"op": self.op, "case": self.case, "work": self.work, "unit": self.unit, "rounds": rounds, "entries": rows}
+        return {
+            "op": self.op,
+            "case": self.case,
+            "work": self.work,
+            "unit": self.unit,
+            "rounds": rounds,
+            "entries": rows,
+        }

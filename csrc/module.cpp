@@ -23,8 +23,8 @@ std::string load(const std::string& path) {
   char available[128];
   const char* name = choose(wanted, available, sizeof available);
   if (!name) {
-    throw py::value_error("GRACEFUL_FAST_ISA: expected one of " + std::string(available) + " (what this CPU has), got '" +
-                          wanted + "'");
+    throw py::value_error("GRACEFUL_FAST_ISA: expected one of " + std::string(available) +
+                          " (what this CPU has), got '" + wanted + "'");
   }
   return name;
 }
@@ -36,5 +36,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = GF_VERSION;
   m.attr("compiler") = GF_COMPILER;
   m.attr("cuda_built") = bool(GF_CUDA_BUILT);
-  m.def("load", &load, py::arg("path"), "Load the op library at `path` and return the name of the instruction set in use.");
+  m.def("load", &load, py::arg("path"),
+        "Load the op library at `path` and return the name of the instruction set in use.");
 }

@@ -22,7 +22,7 @@ _HOME = {
     "compare_classifiers": "update.report",
     "UpdateReport": "update.report",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .flip_metrics import NegativeFlipRate, RelativeNegativeFlipRate

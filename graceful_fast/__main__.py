@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Exit code: the command's own; 2 for usage or bad input, 70 for an unexpected error (a traceback is no verdict)."""
+    """Exit with the command's code; 2 for usage or bad input, 70 for an unexpected error: a traceback is no verdict."""
     try:
         from .cli import app
     except ModuleNotFoundError as error:

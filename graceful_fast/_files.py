@@ -1,4 +1,4 @@
-"""Files of the command line: .npy arrays, mapped and never unpickled, lists of names, results. Errors start with the path."""
+"""Files of the command line: arrays (mapped, never unpickled), names, results. Errors start with the path."""
 
 import zipfile
 from collections.abc import Iterator

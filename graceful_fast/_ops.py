@@ -1,4 +1,4 @@
-"""The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours here."""
+"""The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours."""
 
 from importlib.resources import files
 

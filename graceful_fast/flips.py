@@ -1,4 +1,4 @@
-"""Flips between two classifiers: which samples each gets right, and the rates that follow. Needs neither torch nor `_C`."""
+"""Flips between two classifiers: which samples broke, which were fixed, the rates. Needs neither torch nor `_C`."""
 
 import sys
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class FlipCounts:
 
     @property
     def relative_nfr(self) -> float:
-        """NFR / ((1 - ER_old) * ER_new): 1 when the errors of the two models are independent; NaN if the divisor is 0."""
+        """NFR / ((1 - ER_old) * ER_new): 1 if the two models err independently, NaN if that divides by 0."""
         right_before = self.both_correct + self.negative
         wrong_now = self.negative + self.both_wrong
         # In whole numbers, so that nothing is rounded before the one division.
@@ -117,9 +117,8 @@ def flip_outcomes(old: Any, new: Any, target: Any, *, topk: int = 1) -> np.ndarr
     _check_topk(topk, models)
     _check_range(labels, models)
     scores = {name: model for name, model in models.items() if model.ndim == 2}
-    if len(scores) == 2 and (flips := _compiled(models["old"], models["new"])):
-        outcome = flips(labels, topk)
-    else:
+    outcome = _compiled(models["old"], models["new"], labels, topk) if len(scores) == 2 else None
+    if outcome is None:
         old_right, new_right = (_right(model, labels, topk) for model in models.values())
         outcome = old_right | new_right << 1
     for name, flag in (("old", 4), ("new", 8)):
@@ -215,7 +214,8 @@ def _read_model(value: Any, name: str, labels: np.ndarray) -> Any:
         raise TypeError(f"{name}: expected scores in {', '.join(_SCORES)}, got dtype {dtype} of shape {shape}")
     if len(shape) == 1 and not dtype.startswith(("int", "uint", "bool")) and shape[0]:
         raise TypeError(
-            f"{name}: expected predicted classes as integers, got dtype {dtype} of shape {shape}; scores have shape (N, classes)"
+            f"{name}: expected predicted classes as integers, got dtype {dtype} of shape {shape}; "
+            "scores have shape (N, classes)"
         )
     return model
 
@@ -238,13 +238,13 @@ def _check_range(labels: np.ndarray, models: dict[str, Any]) -> None:
     classes = {name: model.shape[1] for name, model in models.items()}
     if len(rows := np.flatnonzero(labels >= max(classes.values()))):
         raise ValueError(
-            f"target: expected classes below {max(classes.values())} (old knows {classes['old']}, new {classes['new']}), "
-            f"got {labels[rows[0]]} in row {rows[0]}"
+            f"target: expected classes below {max(classes.values())} (old knows {classes['old']}, "
+            f"new {classes['new']}), got {labels[rows[0]]} in row {rows[0]}"
         )
 
 
-def _compiled(old: Any, new: Any) -> Any:
-    """The compiled op on these two score matrices, or None where it does not apply."""
+def _compiled(old: Any, new: Any, labels: np.ndarray, topk: int) -> np.ndarray | None:
+    """What the op says of two score matrices; None where it is not to be had, or not worth importing torch for."""
     on_cpu = all(isinstance(scores, np.ndarray) or scores.device.type == "cpu" for scores in (old, new))
     if not on_cpu or ("torch" not in sys.modules and old.nbytes + new.nbytes < _WORTH_IMPORTING_TORCH):
         return None
@@ -254,23 +254,19 @@ def _compiled(old: Any, new: Any) -> Any:
         from . import _ops
     except ImportError:  # no torch, or a source tree that was never built
         return None
-
-    def flips(labels: np.ndarray, topk: int) -> np.ndarray:
-        tensors = [as_tensor(scores, name) for scores, name in ((old, "old"), (new, "new"))]
-        rows = [scores if scores.stride(1) == 1 else scores.contiguous() for scores in tensors]
-        outcome, _ = _ops.flips(*rows, torch.from_numpy(labels), topk)
-        result: np.ndarray = outcome.numpy()
-        return result
-
-    return flips
+    tensors = [as_tensor(old, "old"), as_tensor(new, "new")]
+    rows = [scores if scores.stride(1) == 1 else scores.contiguous() for scores in tensors]
+    outcome, _ = _ops.flips(rows[0], rows[1], torch.from_numpy(labels), topk)
+    result: np.ndarray = outcome.numpy()
+    return result
 
 
 def _right(model: Any, labels: np.ndarray, topk: int) -> np.ndarray:
     """uint8 of one model: 1 right, 4 (alone) a NaN."""
     if model.ndim == 1:
-        return (as_numpy(model, "predictions") == labels).astype(np.uint8)
-    if flips := _compiled(model, model):  # the second read of a row comes from the cache
-        outcome: np.ndarray = flips(labels, topk)
+        return np.equal(as_numpy(model, "predictions"), labels).view(np.uint8)
+    outcome = _compiled(model, model, labels, topk)  # the second read of a row comes from the cache
+    if outcome is not None:
         return outcome & 5
     right = np.empty(len(labels), np.uint8)
     step = max(1, _BLOCK // max(1, model.shape[1]))
@@ -282,14 +278,17 @@ def _right(model: Any, labels: np.ndarray, topk: int) -> np.ndarray:
 
 def _right_by_definition(scores: Any, labels: np.ndarray, topk: int) -> np.ndarray:
     """The definition, for numpy arrays and for torch tensors of any device."""
-    classes = np.arange(scores.shape[1])
+    classes: Any = np.arange(scores.shape[1])
     known = labels < len(classes)
-    label = np.where(known, labels, 0)[:, None]
-    if not isinstance(scores, np.ndarray):
+    label: Any = np.where(known, labels, 0)[:, None]
+    if isinstance(scores, np.ndarray):
+        own = np.take_along_axis(scores, label, 1)
+    else:
         import torch
 
-        label, classes = (torch.from_numpy(array).to(scores.device) for array in (label, classes))
-    own = scores[np.arange(len(label)), label[:, 0]][:, None]
+        classes, label = (torch.from_numpy(array).to(scores.device) for array in (classes, label))
+        own = scores.gather(1, label)
     better = ((scores > own) | ((scores == own) & (classes < label))).sum(1)
     nan = (scores != scores).any(1)
-    return np.where(as_numpy(nan, "scores"), 4, known & (as_numpy(better, "scores") < topk)).astype(np.uint8)
+    right = known & (as_numpy(better, "scores") < topk)
+    return np.where(as_numpy(nan, "scores"), 4, right).astype(np.uint8)

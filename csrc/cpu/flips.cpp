@@ -23,7 +23,8 @@ Scores scores(const Tensor& tensor, const char* name, int64_t n) {
 }
 
 // (outcome, first row whose target is a class of neither model, or -1)
-std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_scores, const Tensor& target, int64_t topk) {
+std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_scores, const Tensor& target,
+                                 int64_t topk) {
   const int64_t n = target.numel();
   GF_CHECK(target.dim() == 1 && target.scalar_type() == ScalarType::Long && target.is_contiguous(), "flips",
            "target: expected a contiguous int64 vector");

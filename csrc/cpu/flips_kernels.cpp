@@ -1,7 +1,6 @@
 // flips, the CPU kernel: a row is right at k when fewer than k scores are better than the target's, where "better" is
 // greater, or equal at a smaller class. One read of each score, no sort, nothing stored but a byte per row.
 #include "cpu/flips.h"
-
 #include "math/half.h"
 
 namespace graceful_fast {

@@ -27,9 +27,7 @@ const Choice kChoices[] = {
               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni");
      }},
     {"avx2", Isa::avx2,
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }},
 #elif defined(__aarch64__) && defined(__linux__)
     {"neon", Isa::neon, [] { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }},
 #elif defined(__aarch64__)
@@ -46,10 +44,10 @@ Isa isa() { return chosen->isa; }
 
 }  // namespace graceful_fast
 
-// Called by _C right after loading the library. `wanted`: GRACEFUL_FAST_ISA or null. Returns the name in use; on an unknown
-// or unsupported name returns null and writes what is available to `available` (comma-separated).
-extern "C" __attribute__((visibility("default"))) const char* graceful_fast_choose_isa(const char* wanted, char* available,
-                                                                                       size_t size) {
+// Called by _C right after loading the library. `wanted`: GRACEFUL_FAST_ISA or null. Returns the name in use; on an
+// unknown or unsupported name returns null and writes what is available to `available` (comma-separated).
+extern "C" __attribute__((visibility("default"))) const char* graceful_fast_choose_isa(const char* wanted,
+                                                                                       char* available, size_t size) {
   using namespace graceful_fast;
   size_t used = 0;
   available[0] = '\0';

@@ -1,5 +1,5 @@
-// Vectors of this instruction set's width, by the compilers' vector extension: one source for every width, NEON included.
-// Included by kernel sources only (compiled with GF_ISA); everything is in an anonymous namespace, see isa.h.
+// Vectors of this instruction set's width, by the compilers' vector extension: one source for every width, NEON
+// included. Included by kernel sources only (compiled with GF_ISA); everything is in an anonymous namespace, see isa.h.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -25,7 +25,7 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(bytes)));
 };
 template <class T, int lanes>
-using Lanes = typename VectorOf<T, lanes * int(sizeof(T))>::type;  // a fixed number of lanes, any width of machine
+using Lanes = typename VectorOf<T, lanes* int(sizeof(T))>::type;  // a fixed number of lanes, any width of machine
 
 constexpr int kFloats = kVectorBytes / 4;
 using Floats = Lanes<float, kFloats>;

@@ -46,7 +46,7 @@ class Confusion(NamedTuple):
 
     target: int
     new: int
-    count: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _worst_first(slices: Any) -> tuple[SliceFlips, ...]:
 def _confusions(target: np.ndarray, new: np.ndarray) -> tuple[Confusion, ...]:
     pairs, counts = np.unique(np.stack([target, new], 1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return tuple(Confusion(*pairs[i].tolist(), int(counts[i])) for i in order.tolist())
+    return tuple(Confusion(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order.tolist())
 
 
 def _finite(value: float | None) -> float | None:

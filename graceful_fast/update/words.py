@@ -69,7 +69,7 @@ def explanation(report: UpdateReport) -> str:
     were, are = ("was", "is") if flips.negative == 1 else ("were", "are")
     fixed = "1 was" if flips.positive == 1 else f"{whole(flips.positive)} were"
     return (
-        f"{whole(flips.negative)} of {whole(flips.total)} samples {were} right before and {are} wrong now; {fixed} fixed. "
-        f"On fresh samples of the same kind, between {percent(interval.lower)} and {percent(interval.upper)} would break "
-        f"({percent(interval.confidence, 0)} confidence)."
+        f"{whole(flips.negative)} of {whole(flips.total)} samples {were} right before and {are} wrong now; "
+        f"{fixed} fixed. On fresh samples of the same kind, between {percent(interval.lower)} and "
+        f"{percent(interval.upper)} would break ({percent(interval.confidence, 0)} confidence)."
     )
