@@ -246,17 +246,15 @@ def _check_range(labels: np.ndarray, models: dict[str, Any]) -> None:
 def _compiled(old: Any, new: Any, labels: np.ndarray, topk: int) -> np.ndarray | None:
     """What the op says of two score matrices; None where it is not to be had, or not worth importing torch for."""
     on_cpu = all(isinstance(scores, np.ndarray) or scores.device.type == "cpu" for scores in (old, new))
-    if not on_cpu or ("torch" not in sys.modules and old.nbytes + new.nbytes < _WORTH_IMPORTING_TORCH):
+    if not len(labels) or not on_cpu or ("torch" not in sys.modules and old.nbytes + new.nbytes < _WORTH_IMPORTING_TORCH):
         return None
     try:
-        import torch
-
         from . import _ops
     except ImportError:  # no torch, or a source tree that was never built
         return None
     tensors = [as_tensor(old, "old"), as_tensor(new, "new")]
     rows = [scores if scores.stride(1) == 1 else scores.contiguous() for scores in tensors]
-    outcome, _ = _ops.flips(rows[0], rows[1], torch.from_numpy(labels), topk)
+    outcome, _ = _ops.flips(rows[0], rows[1], as_tensor(labels, "target"), topk)
     result: np.ndarray = outcome.numpy()
     return result
 
@@ -264,16 +262,17 @@ def _compiled(old: Any, new: Any, labels: np.ndarray, topk: int) -> np.ndarray |
 def _right(model: Any, labels: np.ndarray, topk: int) -> np.ndarray:
     """uint8 of one model: 1 right, 4 (alone) a NaN."""
     if model.ndim == 1:
-        return np.equal(as_numpy(model, "predictions"), labels).view(np.uint8)
+        right: np.ndarray = as_numpy(model, "predictions") == labels
+        return right.astype(np.uint8)
     outcome = _compiled(model, model, labels, topk)  # the second read of a row comes from the cache
     if outcome is not None:
         return outcome & 5
-    right = np.empty(len(labels), np.uint8)
+    outcome = np.empty(len(labels), np.uint8)
     step = max(1, _BLOCK // max(1, model.shape[1]))
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
-        right[rows] = _right_by_definition(model[rows], labels[rows], topk)
-    return right
+        outcome[rows] = _right_by_definition(model[rows], labels[rows], topk)
+    return outcome
 
 
 def _right_by_definition(scores: Any, labels: np.ndarray, topk: int) -> np.ndarray:
