@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -60,18 +60,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, under a temporary name until it is whole: a reader never sees half of it."""
     temporary = path.with_name(path.name + ".partial")
     try:
-        with temporary.open("wb") as file:
+        file = temporary.open("wb")
+    except OSError as error:
+        raise OSError(f"{path}: cannot write: {error.strerror}") from error
+    try:
+        with file:
             yield file
         temporary.replace(path)
-    except OSError as error:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays to a .npz file, whatever its name ends in."""
-    with replacing(path) as file:
-        np.savez(file, **arrays)
 
 
 def _reason(error: Exception) -> str:

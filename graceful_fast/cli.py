@@ -7,13 +7,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, cast
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from . import __version__
-from ._files import read_array, read_names, replacing, write_arrays
+from ._files import read_array, read_names, replacing
 
 BAD_INPUT, UNEXPECTED = 2, 70
 
@@ -139,11 +140,14 @@ def search(
     json_file: JsonFile = None,
 ) -> None:
     """The exact nearest neighbours of every query."""
+    queries, gallery = read_array(queries_file), read_array(gallery_file)
     from .search import knn
 
-    queries, gallery = read_array(queries_file), read_array(gallery_file)
-    start = perf_counter()
-    found = knn(queries, gallery, k, metric=cast(Any, metric))  # knn itself checks the name
+    with replacing(out_file) as file:  # opened first: a name that cannot be written is known before the work is done
+        start = perf_counter()
+        found = knn(queries, gallery, k, metric=cast(Any, metric))  # knn itself checks the name
+        seconds = perf_counter() - start
+        np.savez(file, indices=found.indices, scores=found.scores)
     facts = {
         "schema": "graceful_fast.search/1",
         "queries": len(queries),
@@ -151,10 +155,9 @@ def search(
         "dimensions": int(gallery.shape[1]),
         "k": k,
         "metric": metric,
-        "seconds": round(perf_counter() - start, 6),
+        "seconds": round(seconds, 6),
         "out": str(out_file),
     }
-    write_arrays(out_file, indices=found.indices, scores=found.scores)
     if json_file is not None:
         write_json(facts, json_file)
     if str(json_file) != "-":

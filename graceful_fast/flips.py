@@ -246,7 +246,11 @@ def _check_range(labels: np.ndarray, models: dict[str, Any]) -> None:
 def _compiled(old: Any, new: Any, labels: np.ndarray, topk: int) -> np.ndarray | None:
     """What the op says of two score matrices; None where it is not to be had, or not worth importing torch for."""
     on_cpu = all(isinstance(scores, np.ndarray) or scores.device.type == "cpu" for scores in (old, new))
-    if not len(labels) or not on_cpu or ("torch" not in sys.modules and old.nbytes + new.nbytes < _WORTH_IMPORTING_TORCH):
+    if (
+        not len(labels)
+        or not on_cpu
+        or ("torch" not in sys.modules and old.nbytes + new.nbytes < _WORTH_IMPORTING_TORCH)
+    ):
         return None
     try:
         from . import _ops

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# --- flips: pairs of score matrices with their labels --------------------------------------------------------------------
+# --- flips: pairs of score matrices with their labels ---------------------------------------------------------------
 
 
 class FlipCase(NamedTuple):

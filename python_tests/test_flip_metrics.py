@@ -13,7 +13,9 @@ OLD, NEW = (torch.randn(64, 5, generator=torch.Generator().manual_seed(seed)) fo
 TARGET = torch.randint(0, 5, (64,), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize(("metric", "rate"), [("NegativeFlipRate", "nfr"), ("RelativeNegativeFlipRate", "relative_nfr")])
+@pytest.mark.parametrize(
+    ("metric", "rate"), [("NegativeFlipRate", "nfr"), ("RelativeNegativeFlipRate", "relative_nfr")]
+)
 @pytest.mark.parametrize("topk", [1, 2])
 def test_batches_add_up_to_the_whole(metric: str, rate: str, topk: int) -> None:
     flip_rate = getattr(gf, metric)(topk=topk)

@@ -43,7 +43,9 @@ def test_mcnemar_of_published_values() -> None:
     assert mcnemar(0, 0) == 1.0
 
 
-@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.5, 0.9, 0.95]))
+@given(
+    st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.5, 0.9, 0.95])
+)
 @settings(derandomize=True, deadline=None)
 def test_bounds_are_where_the_tails_have_half_of_what_is_left(counts: tuple[int, int], confidence: float) -> None:
     count, total = counts

@@ -1,0 +1,201 @@
+"""The commands compare and search: what they print and write, and one line with exit code 2 for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from graceful_fast import cli
+
+OLD = np.array([[3, 1, 0], [2, 1, 0], [0, 1, 2], [0, 5, 1], [1, 0, 0]], np.float32)
+NEW = np.array([[1.5, 0, 2], [0, 1, 0], [0, 1, 2], [4, 0, 1], [1, 0, 0]], np.float32)
+TARGET = np.array([0, 1, 2, 1, 2])
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command line in a folder that holds the files of a small update."""
+    monkeypatch.chdir(tmp_path)
+    for name, array in {"old": OLD, "new": NEW, "y": TARGET, "g": np.array(["x", "y", "x", "y", "x"])}.items():
+        np.save(f"{name}.npy", array)
+    Path("names.txt").write_text("cat\n[red]dog[/red]\n\x1b[31mowl\n")
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["graceful-fast", *arguments])
+        code = cli.app()
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+COMPARE = ("compare", "--old", "old.npy", "--new", "new.npy", "--labels", "y.npy")
+
+
+def test_compare_prints_headline_classes_and_samples(command: Command) -> None:
+    result = command(*COMPARE, "--classes", "names.txt", "--groups", "g.npy")
+    assert (result.code, result.err) == (0, "")
+    assert "40.0\u00a0% of all answers broke" in result.out
+    assert result.out.index("row 3") < result.out.index("row 0")
+    assert "[red]dog[/red]" in result.out
+    assert "\x1b" not in result.out
+    assert "worst groups" in result.out
+
+
+def test_json_dash_prints_json_and_nothing_else(command: Command) -> None:
+    result = command(*COMPARE, "--json", "-")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["flips"]["negative"] == 2
+
+
+def test_compare_writes_whole_files(command: Command) -> None:
+    Path("inputs.txt").write_text("a\nb\nc\nd\ne\n")
+    result = command(*COMPARE, "--inputs", "inputs.txt", "--topk", "2", "--json", "r.json", "--html", "r.html")
+    assert result.code == 0
+    assert json.loads(Path("r.json").read_text())["topk"] == 2
+    assert Path("r.html").read_text().startswith("<!doctype html>")
+    assert not list(Path().glob("*.partial"))
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One line on stderr that holds the parts, nothing on stdout, exit code 2."""
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("graceful-fast: ")
+    for part in parts:
+        assert part in result.err
+
+
+def as_bytes(array: np.ndarray) -> bytes:
+    np.save("bytes.npy", array, allow_pickle=True)
+    return Path("bytes.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "bad.npy: no such file"),
+        (lambda: b"", "bad.npy: expected a .npy file, got an empty file"),
+        (lambda: as_bytes(OLD)[:-1], "bad.npy: truncated"),
+        (lambda: as_bytes(OLD)[:100], "bad.npy: truncated"),
+        (lambda: as_bytes(OLD)[:7], "bad.npy: truncated"),
+        (lambda: b"a,b\n1,2\n", "bad.npy: expected a .npy file, got another format"),
+        (lambda: as_bytes(OLD).replace(b"{", b"["), "bad.npy: not a readable .npy file"),
+        (lambda: as_bytes(np.array([{}], object)), "bad.npy: holds pickled Python objects"),
+        (lambda: as_bytes(OLD[:0]), "bad.npy: expected at least one row, got shape (0, 3)"),
+        (lambda: as_bytes(OLD[0, 0]), "bad.npy: expected at least one row, got shape ()"),
+        (lambda: as_bytes(OLD[:4]), "old: expected as many rows as target"),
+        (lambda: as_bytes(OLD[None]), "old: expected as many rows as target"),
+        (lambda: as_bytes(OLD.astype(complex)), "complex128"),
+        (lambda: as_bytes(OLD[:, 0]), "old: expected predicted classes as integers"),
+        (lambda: as_bytes(np.where(OLD == 5, np.nan, OLD)), "old: expected scores without NaN, got one in row 3"),
+    ],
+)
+def test_a_bad_score_file_is_one_line_and_exit_code_2(
+    command: Command, content: Callable[[], bytes] | None, reason: str
+) -> None:
+    if content is not None:
+        Path("bad.npy").write_bytes(content())
+    refused(command("compare", "--old", "bad.npy", "--new", "new.npy", "--labels", "y.npy"), reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--labels", "labels.npy"), "target: expected classes below 3"),
+        (("--classes", "two.txt"), "classes: expected a name for each of 3 classes, got 2"),
+        (("--classes", "latin.txt"), "latin.txt: expected UTF-8 text"),
+        (("--classes", "empty.txt"), "empty.txt: expected one name a line"),
+        (("--classes", "none.txt"), "none.txt: no such file"),
+        (("--inputs", "two.txt"), "inputs: expected 5 names as target, got 2"),
+        (("--groups", "archive.npz"), "archive.npz: expected a .npy file, got an archive"),
+        (("--groups", "."), ".: expected a .npy file"),
+        (("--topk", "4"), "topk: expected at most the 3 classes"),
+        (("--html", "nowhere/r.html"), "nowhere/r.html: cannot write"),
+        (("--json", "nowhere/r.json"), "nowhere/r.json: cannot write"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(command: Command, arguments: tuple[str, ...], reason: str) -> None:
+    np.save("labels.npy", TARGET + 1)
+    np.savez("archive.npz", TARGET)
+    Path("two.txt").write_text("a\nb\n")
+    Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("empty.txt").write_text("\n\n")
+    refused(command(*COMPARE, *arguments), reason)
+
+
+def test_usage_errors_have_exit_code_2(command: Command) -> None:
+    result = command("compare", "--old", "old.npy")
+    assert (result.code, result.out) == (2, "")
+    assert "--new" in result.err
+
+
+def test_numbers_and_strings_of_a_file_are_mapped_not_copied(command: Command) -> None:
+    from graceful_fast._files import read_array
+
+    assert isinstance(read_array(Path("old.npy")), np.memmap)
+    assert read_array(Path("g.npy")).tolist() == ["x", "y", "x", "y", "x"]
+
+
+def test_the_console_script_needs_no_torch_for_compare(command: Command) -> None:
+    code = "import sys; sys.modules['torch'] = None; from graceful_fast.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *COMPARE], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "of all answers broke" in done.stdout
+
+
+def test_search_writes_the_neighbours(command: Command) -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.standard_normal((50, 8)).astype(np.float32)
+    np.save("gallery.npy", gallery)
+    np.save("queries.npy", gallery[[7, 3]])
+    result = command(
+        "search", "--queries", "queries.npy", "--gallery", "gallery.npy", "-k", "4", "--out", "n.npz", "--json", "-"
+    )
+    assert (result.code, result.err) == (0, "")
+    facts = json.loads(result.out)
+    assert (facts["queries"], facts["gallery"], facts["dimensions"], facts["k"]) == (2, 50, 8, 4)
+    found = np.load("n.npz")
+    assert found["indices"].shape == found["scores"].shape == (2, 4)
+    assert found["indices"][:, 0].tolist() == [7, 3]
+    unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    expected = np.sort(unit[[7, 3]] @ unit.T, axis=1)[:, ::-1][:, :4]
+    np.testing.assert_allclose(found["scores"], expected, rtol=1e-5)
+    assert not list(Path().glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--queries", "none.npy"), "none.npy: no such file"),
+        (("--gallery", "empty.npy"), "empty.npy: expected a .npy file, got an empty file"),
+        (("-k", "6"), "k"),
+        (("--metric", "hamming"), "hamming"),
+        (("--gallery", "narrow.npy"), "(5, 2)"),
+        (("--out", "nowhere/n.npz"), "nowhere/n.npz: cannot write"),
+    ],
+)
+def test_bad_searches_are_one_line_and_exit_code_2(command: Command, arguments: tuple[str, ...], reason: str) -> None:
+    Path("empty.npy").touch()
+    np.save("narrow.npy", OLD[:, :2])
+    refused(
+        command("search", "--queries", "old.npy", "--gallery", "new.npy", "-k", "2", "--out", "n.npz", *arguments),
+        reason,
+    )
+    assert not Path("n.npz").exists()
