@@ -38,6 +38,8 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
+	@echo "kernel objects export their table and nothing that the linker could share between instruction sets:"
+	! find build -name '*_kernels.cpp.o' | xargs nm -C --defined-only | grep -E ' [WVui] ' | grep -v DW.ref
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -34,13 +34,23 @@ def app() -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"graceful-fast: {error}", file=sys.stderr)
         return BAD_INPUT
+    except ImportError as error:
+        if "pip install" not in str(error):  # an extra that is not installed says so; anything else is a defect
+            return unexpected(error)
+        print(f"graceful-fast: {error}", file=sys.stderr)
+        return BAD_INPUT
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # usage errors of the option parser
             error.show()
             return BAD_INPUT
-        traceback.print_exc()
-        print(f"graceful-fast: unexpected error: {error}", file=sys.stderr)
-        return UNEXPECTED
+        return unexpected(error)
+
+
+def unexpected(error: Exception) -> int:
+    """Show the whole traceback; the exit code of a defect."""
+    traceback.print_exception(error)
+    print(f"graceful-fast: unexpected error: {error}", file=sys.stderr)
+    return UNEXPECTED
 
 
 def write_json(content: dict[str, Any], target: Path) -> None:
