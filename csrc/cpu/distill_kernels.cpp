@@ -1,1 +1,633 @@
-// distill
+// distill, the CPU kernel: statistics of a row forward, its gradient backward; formulas in math/row_statistics.h.
+// A row is walked in blocks that stay in L1: the block's maxima first, then its sums in a frame at the running maxima, then
+// the sums merge, so memory is read once forward and once backward. Nothing of size (B, C) is stored but the gradient.
+// Lanes accumulate in float32 for kGroup vectors, then in float64. float64 logits run the same source with one lane.
+#include "cpu/distill.h"
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/simd.h"
+#include "math/exp.h"
+#include "math/half.h"
+#include "math/row_statistics.h"
+
+namespace graceful_fast {
+namespace {
+
+constexpr int kBlock = 1024;           // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
+constexpr int kGroup = 16;             // vectors summed in float32 before widening: at most 16 roundings a lane
+constexpr int kProbe = 256;            // classes that place the divergence's frame: its error is 1/16 of d's deviation
+constexpr double kSmall = 0.5;         // where the polynomials of math/exp.h hold
+constexpr double kMaxExponent = 20;    // |new_frame - max|/T: exp(d) stays far from overflow and underflow
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Which formulas hold for every class of a block or row: all |d| and |u| small, all |d| small, or neither.
+enum class Path { calm, near, far };
+
+template <class V>
+using ScalarOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
+template <class V>
+constexpr int kLanes = sizeof(V) / sizeof(ScalarOf<V>);
+template <class V>
+using MaskOf = decltype(V{} < V{});
+
+// --- vectors and single numbers under the same names ---------------------------------------------------------------------
+
+template <class V>
+GF_INLINE V splat(double x) {
+  return V{} + ScalarOf<V>(x);
+}
+template <class V>
+GF_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+GF_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V, class F>
+GF_INLINE double fold(V v, F&& join) {
+  ScalarOf<V> lanes[kLanes<V>];
+  store(lanes, v);
+  double result = lanes[0];
+  for (int i = 1; i < kLanes<V>; ++i) result = join(result, double(lanes[i]));
+  return result;
+}
+template <class V>
+double fold_max(V v) {
+  return fold(v, [](double a, double b) { return b > a ? b : a; });
+}
+template <class V>
+double fold_min(V v) {
+  return fold(v, [](double a, double b) { return b < a ? b : a; });
+}
+
+// A sum in float64 lanes that float32 lanes are added to.
+template <class V>
+struct Sum {
+  static constexpr int kHalf = kLanes<V> / 2;
+  using Wide = Lanes<double, kHalf>;
+  Wide low{}, high{};
+  GF_INLINE void add(V part) {
+    ScalarOf<V> lanes[kLanes<V>];
+    store(lanes, part);
+    low += __builtin_convertvector((load<Lanes<float, kHalf>>(lanes)), Wide);
+    high += __builtin_convertvector((load<Lanes<float, kHalf>>(lanes + kHalf)), Wide);
+  }
+  double value() const {
+    const Wide both = low + high;
+    double total = 0;
+    for (int i = 0; i < kHalf; ++i) total += both[i];
+    return total;
+  }
+};
+template <>
+struct Sum<double> {
+  double total = 0;
+  GF_INLINE void add(double part) { total += part; }
+  double value() const { return total; }
+};
+
+template <bool b>
+using Flag = std::bool_constant<b>;
+
+// body(j, Flag<true>) for whole vectors, body(j, Flag<false>) for a last one of fewer lanes; after_group() every kGroup.
+template <class V, class Body, class AfterGroup>
+GF_INLINE void for_vectors(int n, Body&& body, AfterGroup&& after_group) {
+  const int whole = n - n % kLanes<V>;
+  for (int j = 0; j < whole;) {
+    const int end = std::min(whole, j + kGroup * kLanes<V>);
+    for (; j < end; j += kLanes<V>) body(j, Flag<true>{});
+    after_group();
+  }
+  if (whole < n) {
+    body(whole, Flag<false>{});
+    after_group();
+  }
+}
+template <class V, class Body>
+GF_INLINE void for_vectors(int n, Body&& body) {
+  for_vectors<V>(n, body, [] {});
+}
+
+// Lanes past the end of a block repeat its last class, so that maxima hold; `kept` keeps them out of sums.
+template <class V, bool whole, class T>
+GF_INLINE V get(const T* block, int j, int n) {
+  if constexpr (whole) return load<V>(block + j);
+  T lanes[kLanes<V>];
+  for (int i = 0; i < kLanes<V>; ++i) lanes[i] = block[std::min(j + i, n - 1)];
+  return load<V>(lanes);
+}
+template <class V, bool whole>
+GF_INLINE V kept(V value, int j, int n) {
+  if constexpr (whole) return value;
+  V index;
+  ScalarOf<V> lanes[kLanes<V>];
+  for (int i = 0; i < kLanes<V>; ++i) lanes[i] = ScalarOf<V>(i);
+  index = load<V>(lanes);
+  return index < splat<V>(n - j) ? value : V{};
+}
+template <class V, bool whole, class T>
+GF_INLINE void put(T* block, V value, int j, int n) {
+  if constexpr (whole) return store(block + j, value);
+  T lanes[kLanes<V>];
+  store(lanes, value);
+  for (int i = 0; j + i < n; ++i) block[j + i] = lanes[i];
+}
+
+// --- reading and writing rows ----------------------------------------------------------------------------------------------
+
+template <class F>
+auto with_type(LogitType type, F&& f) {
+  switch (type) {
+    case LogitType::float64:
+      return f(double{});
+    case LogitType::float16:
+      return f(Half{});
+    case LogitType::bfloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+// One row of logits, read in blocks of the type that the kernel computes in.
+template <class S>
+struct Row {
+  const void* data;
+  LogitType type;
+
+  Row(const Logits& logits, int64_t i) : type(logits.type) {
+    data = with_type(type, [&](auto t) -> const void* {
+      return static_cast<const decltype(t)*>(logits.data) + i * logits.row_stride;
+    });
+  }
+  const S* block(int64_t start, int n, S* buffer) const {
+    return with_type(type, [&](auto t) -> const S* {
+      const auto* from = static_cast<const decltype(t)*>(data) + start;
+      if constexpr (std::is_same_v<decltype(t), S>) return from;
+      for (int j = 0; j < n; ++j) buffer[j] = S(widen(from[j]));
+      return buffer;
+    });
+  }
+  double operator[](int64_t j) const {
+    return with_type(type, [&](auto t) { return double(widen(static_cast<const decltype(t)*>(data)[j])); });
+  }
+};
+
+// --- forward ----------------------------------------------------------------------------------------------------------------
+
+// The first class of the greatest logit, found where its block is known.
+struct Winner {
+  double max = -kInfinity;
+  int64_t block = 0;
+
+  void see(double block_max, int64_t start) {
+    if (block_max > max) max = block_max, block = start;
+  }
+  template <class S>
+  int64_t index(const Row<S>& row, int64_t classes) const {
+    for (int64_t j = block; j < classes; ++j) {
+      if (row[j] == max) return j;
+    }
+    return 0;  // no logit is above -inf: all tie, the first wins
+  }
+};
+
+template <class S>
+S finite_or_0(S x) {
+  return x - x == 0 ? x : 0;
+}
+
+// Maxima of a block of both logits, and the range of (s - new_base) - (t - old_base): bases near the logits keep its digits.
+struct Extremes {
+  double new_max, old_max, old_min, difference_min, difference_max;
+};
+template <class V, class S>
+Extremes extremes(const S* s, const S* t, int n, S new_base, S old_base) {
+  V s_max = splat<V>(-kInfinity), t_max = s_max, t_min = -s_max, d_min = -s_max, d_max = s_max;
+  for_vectors<V>(n, [&](int j, auto whole) {
+    const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
+    const V difference = (sj - new_base) - (tj - old_base);
+    s_max = larger(sj, s_max), t_max = larger(tj, t_max), t_min = smaller(tj, t_min);
+    d_min = smaller(difference, d_min), d_max = larger(difference, d_max);
+  });
+  return {fold_max(s_max), fold_max(t_max), fold_min(t_min), fold_min(d_min), fold_max(d_max)};
+}
+
+template <class V, class S>
+double block_max(const S* s, int n) {
+  V s_max = splat<V>(-kInfinity);
+  for_vectors<V>(n, [&](int j, auto whole) { s_max = larger(get<V, whole>(s, j, n), s_max); });
+  return fold_max(s_max);
+}
+
+// Mean of (s - new_max) - (t - old_max) over the first classes where it is finite.
+template <class S>
+double mean_difference(const S* s, const S* t, int n, S new_max, S old_max) {
+  double sum = 0;
+  int count = 0;
+  for (int j = 0; j < n; ++j) {
+    const S difference = (s[j] - new_max) - (t[j] - old_max);
+    const bool finite = difference - difference == 0;
+    sum += finite ? difference : 0;
+    count += finite;
+  }
+  return count ? sum / count : 0;
+}
+
+// Sums of one block in given frames: cross-entropy (e) and divergence.
+template <class V, Path path>
+struct BlockSums {
+  using S = ScalarOf<V>;
+  Sum<V> rest, ones, k, m, x, v;
+  V rest_part{}, ones_part{}, k_part{}, m_part{}, x_part{}, v_part{};
+
+  template <bool whole>
+  GF_INLINE void add_cross_entropy(V sj, S new_max, int j, int n) {
+    const V shifted = sj - new_max;
+    const V e = exponential(shifted);
+    rest_part += kept<V, whole>(shifted == V{} ? V{} : e, j, n);
+    ones_part += kept<V, whole>(shifted == V{} ? V{} + S(1) : V{}, j, n);
+  }
+
+  template <bool whole>
+  GF_INLINE void add_divergence(V sj, V tj, S new_frame, S old_frame, S inverse, int j, int n) {
+    const V from_old = tj - old_frame, from_new = sj - new_frame;
+    const V u = from_old * inverse, d = (from_new - from_old) * inverse;
+    if constexpr (path != Path::far) {
+      const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
+      k_part += w;
+      m_part += w * d;
+      x_part += w * exponential_minus_1_minus_x(d);
+    } else {
+      const V infinity = splat<V>(kInfinity);
+      const V w = kept<V, whole>(exponential(u), j, n), v = kept<V, whole>(exponential(from_new * inverse), j, n);
+      // No old mass: no term, whatever d is. A new -inf under old mass, however small: an infinite divergence.
+      const V wd = kept<V, whole>(u == -infinity ? V{} : d == -infinity ? -infinity : w * d, j, n);
+      const V size = d < V{} ? -d : d;
+      k_part += w;
+      m_part += wd;
+      x_part += size <= splat<V>(kSmall) ? w * exponential_minus_1_minus_x(d) : (v - w) - wd;
+      v_part += v;
+    }
+  }
+
+  GF_INLINE void widen_cross_entropy() {
+    rest.add(rest_part), ones.add(ones_part);
+    rest_part = ones_part = V{};
+  }
+  GF_INLINE void widen_divergence() {
+    k.add(k_part), m.add(m_part), x.add(x_part);
+    k_part = m_part = x_part = V{};
+    if constexpr (path == Path::far) {
+      v.add(v_part);
+      v_part = V{};
+    }
+  }
+
+  void to(Softmax& softmax) const {
+    softmax.ones += ones.value();
+    softmax.rest += rest.value();
+  }
+  void to(Divergence& divergence) const {
+    const double block_k = k.value(), block_m = m.value(), block_x = x.value();
+    divergence.k += block_k, divergence.m += block_m, divergence.x += block_x;
+    divergence.v += path == Path::far ? v.value() : block_k + block_m + block_x;
+  }
+};
+
+template <Path path, class V, class S>
+void sum_block(const S* s, const S* t, int n, S inverse, Softmax& softmax, Divergence& divergence) {
+  BlockSums<V, path> sums;
+  const S new_max = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
+  const S new_frame = S(divergence.new_frame), old_frame = S(divergence.old_frame);
+  for_vectors<V>(
+      n,
+      [&](int j, auto whole) {
+        const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
+        sums.template add_cross_entropy<whole>(sj, new_max, j, n);
+        sums.template add_divergence<whole>(sj, tj, new_frame, old_frame, inverse, j, n);
+      },
+      [&] {
+        sums.widen_cross_entropy();
+        sums.widen_divergence();
+      });
+  sums.to(softmax);
+  sums.to(divergence);
+}
+
+template <class V, class S>
+void sum_block(const S* s, int n, Softmax& softmax) {
+  BlockSums<V, Path::calm> sums;
+  const S new_max = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
+  for_vectors<V>(
+      n, [&](int j, auto whole) { sums.template add_cross_entropy<whole>(get<V, whole>(s, j, n), new_max, j, n); },
+      [&] { sums.widen_cross_entropy(); });
+  sums.to(softmax);
+}
+
+// Half the sum of squared differences over the classes with a finite old logit, and their number.
+struct Squares {
+  double sum = 0, count = 0;
+};
+template <class V, class S>
+void add_squares(const S* s, const S* t, int n, Squares& squares) {
+  Sum<V> sum, count;
+  V sum_part{}, count_part{};
+  const V infinity = splat<V>(kInfinity);
+  for_vectors<V>(
+      n,
+      [&](int j, auto whole) {
+        const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n), difference = sj - tj;
+        sum_part += kept<V, whole>(tj == -infinity ? V{} : difference * difference * S(0.5), j, n);
+        count_part += kept<V, whole>(tj == -infinity ? V{} : V{} + S(1), j, n);
+      },
+      [&] {
+        sum.add(sum_part), count.add(count_part);
+        sum_part = count_part = V{};
+      });
+  squares.sum += sum.value();
+  squares.count += count.value();
+}
+
+// Sum of s - shift of one block, for label smoothing.
+template <class V, class S>
+double shifted_sum(const S* s, int n, S shift) {
+  Sum<V> sum;
+  V part{};
+  for_vectors<V>(
+      n, [&](int j, auto whole) { part += kept<V, whole>(get<V, whole>(s, j, n) - shift, j, n); },
+      [&] {
+        sum.add(part);
+        part = V{};
+      });
+  return sum.value();
+}
+
+double focal_weight(const DistillForward& params, int64_t i, bool old_correct, bool new_correct) {
+  switch (params.focus) {
+    case Focus::old_correct:
+      return params.alpha + params.beta * old_correct;
+    case Focus::negative_flip:
+      return params.alpha + params.beta * (old_correct && !new_correct);
+    case Focus::new_incorrect:
+      return params.alpha + params.beta * !new_correct;
+    case Focus::weight:
+      return params.weight[i];
+    default:
+      return 1;
+  }
+}
+
+template <class V>
+void forward_row(const DistillForward& params, int64_t i) {
+  using S = ScalarOf<V>;
+  auto& out = reinterpret_cast<RowStatistics*>(params.statistics)[i];
+  out = {};
+  params.cross_entropy[i] = params.divergence[i] = 0;
+  const int64_t target = params.target[i];
+  if (target == params.ignore_index) return;
+
+  const int64_t classes = params.new_logits.classes;
+  const int64_t shared = target < params.old_logits.classes ? params.old_logits.classes : 0;
+  const Row<S> new_row(params.new_logits, i), old_row(params.old_logits, i);
+  const bool kl = params.kind == DivergenceKind::kl;
+  const S inverse = S(1 / params.temperature);
+  const double temperature = 1 / double(inverse);  // what the vectors divide by
+
+  Softmax softmax;
+  Divergence divergence;
+  Squares squares;
+  Winner new_winner, old_winner;
+  double new_shared_max = -kInfinity, offset = 0, total = 0;
+  double old_min = kInfinity, difference_min = kInfinity, difference_max = -kInfinity;
+  bool placed = false;
+  S new_buffer[kBlock], old_buffer[kBlock];
+
+  for (int64_t start = 0; start < classes;) {
+    const bool both = start < shared;
+    const int n = int(std::min<int64_t>(kBlock, (both ? shared : classes) - start));
+    const S* s = new_row.block(start, n, new_buffer);
+    if (both) {
+      const S* t = old_row.block(start, n, old_buffer);
+      // 1. maxima, and frames that follow them
+      const S new_base = finite_or_0(s[0]), old_base = finite_or_0(t[0]);
+      const Extremes block = extremes<V>(s, t, n, new_base, old_base);
+      new_winner.see(block.new_max, start);
+      old_winner.see(block.old_max, start);
+      softmax.move(block.new_max);
+      if (kl) {
+        difference_min = std::min(difference_min, block.difference_min + (double(new_base) - old_base));
+        difference_max = std::max(difference_max, block.difference_max + (double(new_base) - old_base));
+        old_min = std::min(old_min, block.old_min);
+        new_shared_max = std::max(new_shared_max, block.new_max);
+        const double old_to = old_winner.max == -kInfinity ? 0 : old_winner.max;
+        const double new_top = new_shared_max == -kInfinity ? old_to : new_shared_max;
+        if (!placed) {
+          offset = new_top - old_to + mean_difference(s, t, std::min(n, kProbe), S(new_top), S(old_to));
+          placed = old_winner.max > -kInfinity && new_shared_max > -kInfinity;
+        }
+        const double reach = kMaxExponent * temperature;
+        const double new_to = S(std::clamp(old_to + offset, new_top - reach, new_top + reach));
+        if (divergence.empty()) {
+          divergence.new_frame = new_to, divergence.old_frame = old_to;
+        } else {
+          divergence.move(new_to, old_to, temperature);
+        }
+        // 2. sums
+        const double shift = divergence.new_frame - divergence.old_frame, reach_small = kSmall * temperature;
+        const bool near = difference_min - shift >= -reach_small && difference_max - shift <= reach_small;
+        const bool calm = old_min - divergence.old_frame >= -reach_small;
+        // A class that is -inf in both has no difference, but is seen in old_min.
+        if (near && calm) {
+          sum_block<Path::calm, V>(s, t, n, inverse, softmax, divergence);
+        } else if (near && old_min > -kInfinity) {
+          sum_block<Path::near, V>(s, t, n, inverse, softmax, divergence);
+        } else {
+          sum_block<Path::far, V>(s, t, n, inverse, softmax, divergence);
+        }
+        out.path = double(near && calm ? Path::calm : near && old_min > -kInfinity ? Path::near : Path::far);
+      } else {
+        sum_block<V>(s, n, softmax);
+        add_squares<V>(s, t, n, squares);
+      }
+    } else {
+      const double max = block_max<V>(s, n);
+      new_winner.see(max, start);
+      softmax.move(max);
+      sum_block<V>(s, n, softmax);
+    }
+    if (params.label_smoothing != 0) {
+      const S shift = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
+      total += shifted_sum<V>(s, n, shift) + double(n) * shift;
+    }
+    start += n;
+  }
+
+  // 3. the row's loss
+  const double frame = softmax.frame;
+  double cross_entropy = std::log1p(softmax.excess()) - (new_row[target] - frame);
+  if (params.label_smoothing != 0) {
+    const double uniform = std::log1p(softmax.excess()) - (total / double(classes) - frame);
+    cross_entropy += params.label_smoothing * (uniform - cross_entropy);
+  }
+  double weight = 0, value = 0;
+  if (shared > 0) {
+    const bool by_old = params.focus == Focus::old_correct || params.focus == Focus::negative_flip;
+    const bool by_new = params.focus == Focus::negative_flip || params.focus == Focus::new_incorrect;
+    const bool old_correct = by_old && old_winner.index(old_row, shared) == target;
+    weight = focal_weight(params, i, old_correct, by_new && new_winner.index(new_row, classes) == target);
+    value = kl ? temperature * temperature * divergence.kl() : squares.count > 0 ? squares.sum / squares.count : 0;
+  }
+  const double mass = kl ? divergence.k : squares.count;
+  params.cross_entropy[i] = cross_entropy;
+  params.divergence[i] = weight == 0 ? 0 : weight * value;
+  const double path = out.path;
+  out = {frame, softmax.excess(), divergence.new_frame, divergence.old_frame, mass, divergence.v,
+         mass == 0 ? 0 : kl ? divergence.ratio_minus_1() : 0, 1, mass == 0 ? 0 : weight, path};
+}
+
+// --- backward ---------------------------------------------------------------------------------------------------------------
+
+// Factors of one row: gradient_j = e * exp(s_j - new_max) - smooth + [target] + divergence's part.
+struct Factors {
+  double e, smooth, k, v, near;
+};
+
+template <Path path, class V, class S>
+void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S inverse, S* out) {
+  const S new_max = S(row.new_max), new_frame = S(row.new_frame), old_frame = S(row.old_frame);
+  const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
+  for_vectors<V>(n, [&](int j, auto whole) {
+    const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
+    const V from_old = tj - old_frame, from_new = sj - new_frame;
+    const V u = from_old * inverse, d = (from_new - from_old) * inverse;
+    const V w = path == Path::calm ? small_exponential(u) : exponential(u);
+    V part = w * near * (exponential_minus_1(d) - z1);
+    if constexpr (path == Path::far) {
+      const V size = d < V{} ? -d : d;
+      part = size <= splat<V>(kSmall) ? part : exponential(from_new * inverse) * v - w * k;
+    }
+    put<V, whole>(out, fma(exponential(sj - new_max), splat<V>(e), part - smooth), j, n);
+  });
+}
+
+template <class V, class S>
+void gradient_block(const S* s, int n, const RowStatistics& row, const Factors& f, S* out) {
+  const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
+  for_vectors<V>(n, [&](int j, auto whole) {
+    put<V, whole>(out, exponential(get<V, whole>(s, j, n) - new_max) * e - smooth, j, n);
+  });
+}
+
+// Adds factor * (s - t), 0 where either is -inf.
+template <class V, class S>
+void add_difference(const S* s, const S* t, int n, double factor, S* out) {
+  const V infinity = splat<V>(kInfinity), scale = splat<V>(factor);
+  for_vectors<V>(n, [&](int j, auto whole) {
+    const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
+    const V difference = tj == -infinity ? V{} : sj == -infinity ? V{} : sj - tj;
+    put<V, whole>(out, get<V, whole>(out, j, n) + difference * scale, j, n);
+  });
+}
+
+// The target's element in float64: there the softmax minus 1 cancels.
+double target_gradient(const DistillBackward& params, const RowStatistics& row, double s, double t, double factor_e,
+                       double factor_d, double inverse) {
+  const double sum = 1 + row.new_excess, smoothing = params.label_smoothing;
+  // At the maximum the softmax minus 1 is minus the mass of all other classes.
+  const double p_minus_1 = s == row.new_max ? -row.new_excess / sum : std::exp(s - row.new_max) / sum - 1;
+  const double cross_entropy = p_minus_1 + smoothing - smoothing / double(params.new_logits.classes);
+  double gradient = factor_e == 0 ? 0 : factor_e * cross_entropy;
+  if (factor_d == 0) return gradient;
+  if (params.kind == DivergenceKind::logits) {
+    const bool finite = s != -kInfinity && t != -kInfinity;
+    return gradient + (finite ? factor_d * (s - t) / row.old_sum : 0);
+  }
+  const double u = (t - row.old_frame) * inverse, d = (s - row.new_frame) * inverse - u;
+  const double difference = std::fabs(d) <= kSmall
+                                ? std::exp(u) / row.old_sum * (std::expm1(d) - row.ratio_minus_1) / (1 + row.ratio_minus_1)
+                                : std::exp((s - row.new_frame) * inverse) / row.new_sum - std::exp(u) / row.old_sum;
+  return gradient + factor_d / inverse * difference;
+}
+
+template <class V, class Out>
+void backward_row(const DistillBackward& params, int64_t i) {
+  using S = ScalarOf<V>;
+  const auto& row = reinterpret_cast<const RowStatistics*>(params.statistics)[i];
+  const int64_t classes = params.new_logits.classes, at = i * params.grad_output_stride;
+  Out* gradient = static_cast<Out*>(params.gradient) + i * classes;
+  const double incoming = std::is_same_v<S, double> ? static_cast<const double*>(params.grad_output)[at]
+                                                    : static_cast<const float*>(params.grad_output)[at];
+  const double factor_e = row.cross_entropy == 0 ? 0 : incoming * row.cross_entropy;
+  const double factor_d = row.distillation == 0 ? 0 : incoming * row.distillation;
+  if (factor_e == 0 && factor_d == 0) {
+    std::fill(gradient, gradient + classes, Out{});
+    return;
+  }
+  const bool kl = params.kind == DivergenceKind::kl;
+  const int64_t shared = factor_d == 0 ? 0 : params.old_logits.classes;
+  const Row<S> new_row(params.new_logits, i), old_row(params.old_logits, i);
+  const S inverse = S(1 / params.temperature);
+  const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
+  const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / double(classes), scale / row.old_sum,
+                  scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
+  const Path path = Path(int(row.path));
+
+  S new_buffer[kBlock], old_buffer[kBlock], out_buffer[kBlock];
+  for (int64_t start = 0; start < classes;) {
+    const bool both = start < shared;
+    const int n = int(std::min<int64_t>(kBlock, (both ? shared : classes) - start));
+    const S* s = new_row.block(start, n, new_buffer);
+    const S* t = both ? old_row.block(start, n, old_buffer) : nullptr;
+    S* out;
+    if constexpr (std::is_same_v<S, Out>) {
+      out = gradient + start;
+    } else {
+      out = out_buffer;
+    }
+    if (both && kl) {
+      if (path == Path::calm) {
+        gradient_block<Path::calm, V>(s, t, n, row, f, inverse, out);
+      } else if (path == Path::near) {
+        gradient_block<Path::near, V>(s, t, n, row, f, inverse, out);
+      } else {
+        gradient_block<Path::far, V>(s, t, n, row, f, inverse, out);
+      }
+    } else {
+      gradient_block<V>(s, n, row, f, out);
+      if (both) add_difference<V>(s, t, n, factor_d / row.old_sum, out);
+    }
+    if constexpr (!std::is_same_v<S, Out>) {
+      for (int j = 0; j < n; ++j) narrow(out_buffer[j], gradient[start + j]);
+    }
+    start += n;
+  }
+  const int64_t target = params.target[i];
+  const double old_logit = shared > 0 ? old_row[target] : 0;
+  narrow(S(target_gradient(params, row, new_row[target], old_logit, factor_e, factor_d, inverse)), gradient[target]);
+}
+
+// --- launchers --------------------------------------------------------------------------------------------------------------
+
+void forward(const DistillForward& params, int64_t begin, int64_t end) {
+  const bool wide = params.new_logits.type == LogitType::float64;
+  for (int64_t i = begin; i < end; ++i) wide ? forward_row<double>(params, i) : forward_row<Floats>(params, i);
+}
+
+void backward(const DistillBackward& params, int64_t begin, int64_t end) {
+  with_type(params.new_logits.type, [&](auto out) {
+    using Out = decltype(out);
+    using V = std::conditional_t<std::is_same_v<Out, double>, double, Floats>;
+    for (int64_t i = begin; i < end; ++i) backward_row<V, Out>(params, i);
+  });
+}
+
+}  // namespace
+
+extern const DistillKernels GF_TABLE(distill) = {forward, backward};
+
+}  // namespace graceful_fast
