@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 
 from . import _ops
+from ._influence import FrozenHeadCrossEntropy
 
 Divergence = Literal["kl", "logits"]
 Focus = Literal["old_correct", "negative_flip", "new_incorrect", "all"] | torch.Tensor
@@ -167,3 +168,198 @@ def _choice(value: Any, choices: dict[str, int], name: str) -> int:
 
 def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
+
+
+def influence_loss(
+    features: torch.Tensor,
+    old_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    old_bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    normalize: bool = False,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    workspace_bytes: int = 8 << 20,
+) -> torch.Tensor:
+    r"""Cross-entropy of the new features through the frozen old classifier (backward-compatible training).
+
+    ``CE(scale * (features[:, :D] @ old_weight.T + old_bias), target)``, where `normalize` divides features (their
+    first D columns) and rows of `old_weight` by their Euclidean lengths. The head is walked over in blocks of classes
+    with an online softmax: logits of all classes are never held, and the (B, D) gradient comes out of the same walk.
+
+    Args:
+        features: (B, D_new) float32, float64, bfloat16 or float16, D_new >= D; its first D columns are used.
+        old_weight: (C, D) of any of these dtypes. Frozen: gets no gradient.
+        target: (B,) int64, classes of the old head, or `ignore_index` for those that it never knew.
+        old_bias: (C,), or None.
+        scale: Factor of the logits.
+        normalize: Cosines in place of products.
+        label_smoothing: Share of the uniform distribution in the target, 0 to 1.
+        ignore_index: Rows with this target give no loss and no gradient and are not counted.
+        reduction: "mean" over the rows not ignored (0 if there are none), "sum", or "none".
+        workspace_bytes: Bound of a block's logits (and of a copy of its weights where one is needed).
+
+    Returns:
+        () or, for "none", (B,); float64 for float64 features, else float32. Differentiable once.
+
+    Raises:
+        TypeError: An argument of a wrong type or dtype.
+        ValueError: A shape or an option that is not as above; features narrower than `old_weight`.
+        IndexError: A target outside 0..C-1 (CPU; on CUDA the row is NaN).
+
+    Source:
+        Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, eq. 4.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> features = torch.eye(2, 4, requires_grad=True)
+        >>> loss = gf.influence_loss(features, torch.eye(3), torch.tensor([0, -100]), scale=2.0)
+        >>> f"{loss:.4f}"
+        '0.2395'
+        >>> loss.backward()
+        >>> features.grad.shape
+        torch.Size([2, 4])
+        >>> gf.influence_loss(features, torch.ones(3, 5), torch.tensor([0, 1]))
+        Traceback (most recent call last):
+        ValueError: features: expected at least 5 columns as old_weight, got 4
+    """
+    _check_head(features, old_weight, old_bias, target)
+    _check_options(1.0, label_smoothing, reduction)
+    if workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
+    counted = target != ignore_index
+    wrong = counted & ((target < 0) | (target >= len(old_weight)))
+    if features.device.type == "cpu" and not torch.compiler.is_compiling() and bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise IndexError(f"target: expected 0 <= target < {len(old_weight)}, got {int(target[row])} at row {row}")
+    factor = counted.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+    factor = factor.masked_fill(wrong, torch.nan)
+    if reduction == "mean":
+        factor = factor / counted.sum().clamp(min=1)
+    loss: torch.Tensor = FrozenHeadCrossEntropy.apply(
+        features,
+        old_weight.detach(),
+        None if old_bias is None else old_bias.detach(),
+        target.where(counted & ~wrong, 0),
+        factor,
+        (scale, normalize, label_smoothing, reduction == "none", workspace_bytes),
+    )
+    return loss
+
+
+def _check_head(features: Any, weight: Any, bias: Any, target: Any) -> None:
+    _check_tensor(features, "features")
+    _check_tensor(weight, "old_weight")
+    if features.dim() != 2:
+        _wrong_shape("features", "(batch, width)", features)
+    if weight.dim() != 2 or not len(weight):
+        _wrong_shape("old_weight", "(classes, width), at least one class", weight)
+    if features.shape[1] < weight.shape[1]:
+        raise ValueError(f"features: expected at least {weight.shape[1]} columns as old_weight, got {features.shape[1]}")
+    if bias is not None:
+        _check_tensor(bias, "old_bias")
+        if bias.shape != (len(weight),):
+            _wrong_shape("old_bias", f"({len(weight)},)", bias)
+    _check_target(target, len(features), features)
+
+
+class FocalDistillationLoss(torch.nn.Module):
+    """`focal_distillation_loss` with its options bound: ``loss(new_logits, old_logits, target)``.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> loss = gf.FocalDistillationLoss(beta=10.0, temperature=4.0)
+        >>> loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1]))
+        tensor(1.0986)
+    """
+
+    def __init__(
+        self,
+        *,
+        divergence: Divergence = "kl",
+        alpha: float = 1.0,
+        beta: float = 5.0,
+        temperature: float = 100.0,
+        focus: Focus = "old_correct",
+        distillation_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        _check_options(temperature, label_smoothing, reduction)
+        _choice(divergence, _ops.DIVERGENCES, "divergence")
+        if not isinstance(focus, torch.Tensor):
+            _choice(focus, _ops.FOCUSES, "focus")
+        self.options: dict[str, Any] = {
+            "divergence": divergence,
+            "alpha": alpha,
+            "beta": beta,
+            "temperature": temperature,
+            "focus": focus,
+            "distillation_weight": distillation_weight,
+            "cross_entropy_weight": cross_entropy_weight,
+            "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+        }
+
+    def forward(self, new_logits: torch.Tensor, old_logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `focal_distillation_loss`."""
+        return focal_distillation_loss(new_logits, old_logits, target, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class InfluenceLoss(torch.nn.Module):
+    """`influence_loss` through one old head: ``loss(features, target)``. The head is a buffer: moved, saved, not trained.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> loss = gf.InfluenceLoss(torch.eye(3), scale=2.0)
+        >>> loss(torch.eye(3), torch.arange(3))
+        tensor(0.2395)
+    """
+
+    old_weight: torch.Tensor
+    old_bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        old_weight: torch.Tensor,
+        *,
+        old_bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+        normalize: bool = False,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        workspace_bytes: int = 8 << 20,
+    ) -> None:
+        super().__init__()
+        _check_tensor(old_weight, "old_weight")
+        _check_options(1.0, label_smoothing, reduction)
+        self.register_buffer("old_weight", old_weight.detach())
+        self.register_buffer("old_bias", None if old_bias is None else old_bias.detach())
+        self.options: dict[str, Any] = {
+            "scale": scale,
+            "normalize": normalize,
+            "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "workspace_bytes": workspace_bytes,
+        }
+
+    def forward(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `influence_loss`."""
+        return influence_loss(features, self.old_weight, target, old_bias=self.old_bias, **self.options)
+
+    def extra_repr(self) -> str:
+        """The head's shape and the options."""
+        head = f"classes={self.old_weight.shape[0]}, width={self.old_weight.shape[1]}"
+        return ", ".join([head, *(f"{name}={value!r}" for name, value in self.options.items())])

@@ -86,3 +86,29 @@ def _half_squares(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     squares = (new.where(used, 0) - old.where(used, 0)) ** 2 / 2
     rows = squares.sum(1) / finite.sum(1).clamp(min=1)
     return rows.where(~infinite.any(1), rows + torch.inf)
+
+
+def influence_loss(
+    features: torch.Tensor,
+    old_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    old_bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    normalize: bool = False,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> torch.Tensor:
+    """Equivalent to graceful_fast.influence_loss, in the features' own precision: use float64."""
+    features = features[:, : old_weight.shape[1]]
+    weight = old_weight.detach().to(features.dtype)
+    if normalize:
+        features, weight = F.normalize(features), F.normalize(weight)
+    logits = F.linear(features, weight, None if old_bias is None else old_bias.detach().to(features.dtype)) * scale
+    rows = F.cross_entropy(
+        logits, target, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index
+    )
+    if reduction == "none":
+        return rows
+    return rows.sum() / ((target != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)

@@ -179,7 +179,7 @@ struct Row {
 
 // --- forward ----------------------------------------------------------------------------------------------------------------
 
-// The first class of the greatest logit, found where its block is known.
+// The greatest logit and the first block that has it; the first of equal classes wins.
 struct Winner {
   double max = -kInfinity;
   int64_t block = 0;
@@ -188,11 +188,15 @@ struct Winner {
     if (block_max > max) max = block_max, block = start;
   }
   template <class S>
-  int64_t index(const Row<S>& row, int64_t classes) const {
-    for (int64_t j = block; j < classes; ++j) {
-      if (row[j] == max) return j;
-    }
-    return 0;  // no logit is above -inf: all tie, the first wins
+  bool is(const Row<S>& row, int64_t target) const {
+    if (max == -kInfinity) return target == 0;
+    if (row[target] != max) return false;
+    S buffer[kBlock];
+    const int n = int(target - block);  // a tie before the target is in the same block or in none
+    const S* before = row.block(block, n, buffer);
+    int ties = 0;
+    for (int j = 0; j < n; ++j) ties += before[j] == S(max);
+    return ties == 0;
   }
 };
 
@@ -225,17 +229,18 @@ double block_max(const S* s, int n) {
 }
 
 // Mean of (s - new_max) - (t - old_max) over the first classes where it is finite.
-template <class S>
+template <class V, class S>
 double mean_difference(const S* s, const S* t, int n, S new_max, S old_max) {
-  double sum = 0;
-  int count = 0;
-  for (int j = 0; j < n; ++j) {
-    const S difference = (s[j] - new_max) - (t[j] - old_max);
-    const bool finite = difference - difference == 0;
-    sum += finite ? difference : 0;
-    count += finite;
-  }
-  return count ? sum / count : 0;
+  V sum{}, count{};
+  for_vectors<V>(n, [&](int j, auto whole) {
+    const V difference = (get<V, whole>(s, j, n) - new_max) - (get<V, whole>(t, j, n) - old_max);
+    const auto finite = difference - difference == V{};
+    sum += kept<V, whole>(finite ? difference : V{}, j, n);
+    count += kept<V, whole>(finite ? V{} + S(1) : V{}, j, n);
+  });
+  const auto add = [](double a, double b) { return a + b; };
+  const double counted = fold(count, add);
+  return counted > 0 ? fold(sum, add) / counted : 0;
 }
 
 // Sums of one block in given frames: cross-entropy (e) and divergence.
@@ -427,7 +432,7 @@ void forward_row(const DistillForward& params, int64_t i) {
         const double old_to = old_winner.max == -kInfinity ? 0 : old_winner.max;
         const double new_top = new_shared_max == -kInfinity ? old_to : new_shared_max;
         if (!placed) {
-          offset = new_top - old_to + mean_difference(s, t, std::min(n, kProbe), S(new_top), S(old_to));
+          offset = new_top - old_to + mean_difference<V>(s, t, std::min(n, kProbe), S(new_top), S(old_to));
           placed = old_winner.max > -kInfinity && new_shared_max > -kInfinity;
         }
         const double reach = kMaxExponent * temperature;
@@ -478,8 +483,8 @@ void forward_row(const DistillForward& params, int64_t i) {
   if (shared > 0) {
     const bool by_old = params.focus == Focus::old_correct || params.focus == Focus::negative_flip;
     const bool by_new = params.focus == Focus::negative_flip || params.focus == Focus::new_incorrect;
-    const bool old_correct = by_old && old_winner.index(old_row, shared) == target;
-    weight = focal_weight(params, i, old_correct, by_new && new_winner.index(new_row, classes) == target);
+    const bool old_correct = by_old && old_winner.is(old_row, target);
+    weight = focal_weight(params, i, old_correct, by_new && new_winner.is(new_row, target));
     value = kl ? temperature * temperature * divergence.kl() : squares.count > 0 ? squares.sum / squares.count : 0;
   }
   const double mass = kl ? divergence.k : squares.count;
