@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kBlock = 1024;           // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
 constexpr int kGroup = 16;             // vectors summed in float32 before widening: at most 16 roundings a lane
-constexpr int kProbe = 256;            // classes that place the divergence's frame: its error is 1/16 of d's deviation
+constexpr int kProbe = 128;            // classes that place the divergence's frame: its error is 1/11 of d's deviation
 constexpr double kSmall = 0.5;         // where the polynomials of math/exp.h hold
 constexpr double kMaxExponent = 20;    // |new_frame - max|/T: exp(d) stays far from overflow and underflow
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -207,18 +207,22 @@ S finite_or_0(S x) {
 
 // Maxima of a block of both logits, and the range of (s - new_base) - (t - old_base): bases near the logits keep its digits.
 struct Extremes {
-  double new_max, old_max, old_min, difference_min, difference_max;
+  double new_max, old_max, old_min, difference_min, difference_max, difference_at_old_max;
 };
 template <class V, class S>
 Extremes extremes(const S* s, const S* t, int n, S new_base, S old_base) {
-  V s_max = splat<V>(-kInfinity), t_max = s_max, t_min = -s_max, d_min = -s_max, d_max = s_max;
+  V s_max = splat<V>(-kInfinity), t_max = s_max, t_min = -s_max, d_min = -s_max, d_max = s_max, d_at{};
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
     const V difference = (sj - new_base) - (tj - old_base);
-    s_max = larger(sj, s_max), t_max = larger(tj, t_max), t_min = smaller(tj, t_min);
+    s_max = larger(sj, s_max), t_min = smaller(tj, t_min);
+    d_at = tj > t_max ? difference : d_at, t_max = larger(tj, t_max);
     d_min = smaller(difference, d_min), d_max = larger(difference, d_max);
   });
-  return {fold_max(s_max), fold_max(t_max), fold_min(t_min), fold_min(d_min), fold_max(d_max)};
+  S maxima[kLanes<V>], differences[kLanes<V>];
+  store(maxima, t_max), store(differences, d_at);
+  const int lane = int(std::max_element(maxima, maxima + kLanes<V>) - maxima);
+  return {fold_max(s_max), maxima[lane], fold_min(t_min), fold_min(d_min), fold_max(d_max), differences[lane]};
 }
 
 template <class V, class S>
@@ -228,19 +232,24 @@ double block_max(const S* s, int n) {
   return fold_max(s_max);
 }
 
-// Mean of (s - new_max) - (t - old_max) over the first classes where it is finite.
+// About the mean of (s - new_base) - (t - old_base) under the old model: from the block's first classes and from its
+// greatest old logit, which has most of the mass where the first classes have none. Infinite differences are left out.
 template <class V, class S>
-double mean_difference(const S* s, const S* t, int n, S new_max, S old_max) {
-  V sum{}, count{};
-  for_vectors<V>(n, [&](int j, auto whole) {
-    const V difference = (get<V, whole>(s, j, n) - new_max) - (get<V, whole>(t, j, n) - old_max);
-    const auto finite = difference - difference == V{};
-    sum += kept<V, whole>(finite ? difference : V{}, j, n);
-    count += kept<V, whole>(finite ? V{} + S(1) : V{}, j, n);
+double mean_difference(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, S inverse) {
+  const int probe = std::min(n, kProbe);
+  const S old_max = finite_or_0(S(block.old_max));
+  V sum{}, mass{};
+  for_vectors<V>(probe, [&](int j, auto whole) {
+    const V tj = get<V, whole>(t, j, probe);
+    const V difference = (get<V, whole>(s, j, probe) - new_base) - (tj - old_base);
+    const V w = kept<V, whole>(difference - difference == V{} ? exponential((tj - old_max) * inverse) : V{}, j, probe);
+    sum += w > V{} ? w * difference : V{};
+    mass += w;
   });
   const auto add = [](double a, double b) { return a + b; };
-  const double counted = fold(count, add);
-  return counted > 0 ? fold(sum, add) / counted : 0;
+  double total = fold(sum, add) * n / probe, weight = fold(mass, add) * n / probe;
+  if (n > probe && std::isfinite(block.difference_at_old_max)) total += block.difference_at_old_max, weight += 1;
+  return weight > 0 ? total / weight : 0;
 }
 
 // Sums of one block in given frames: cross-entropy (e) and divergence.
@@ -409,7 +418,7 @@ void forward_row(const DistillForward& params, int64_t i) {
   Winner new_winner, old_winner;
   double new_shared_max = -kInfinity, offset = 0, total = 0;
   double old_min = kInfinity, difference_min = kInfinity, difference_max = -kInfinity;
-  bool placed = false;
+  double placed_at = -kInfinity;  // old_frame when the offset was estimated
   S new_buffer[kBlock], old_buffer[kBlock];
 
   for (int64_t start = 0; start < classes;) {
@@ -431,9 +440,9 @@ void forward_row(const DistillForward& params, int64_t i) {
         new_shared_max = std::max(new_shared_max, block.new_max);
         const double old_to = old_winner.max == -kInfinity ? 0 : old_winner.max;
         const double new_top = new_shared_max == -kInfinity ? old_to : new_shared_max;
-        if (!placed) {
-          offset = new_top - old_to + mean_difference<V>(s, t, std::min(n, kProbe), S(new_top), S(old_to));
-          placed = old_winner.max > -kInfinity && new_shared_max > -kInfinity;
+        if (!(old_to - placed_at <= temperature)) {  // never placed, or most of the mass is in this block
+          offset = double(new_base) - old_base + mean_difference<V>(s, t, n, block, new_base, old_base, inverse);
+          placed_at = old_winner.max;
         }
         const double reach = kMaxExponent * temperature;
         const double new_to = S(std::clamp(old_to + offset, new_top - reach, new_top + reach));
