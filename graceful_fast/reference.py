@@ -66,16 +66,9 @@ def _first_argmax(logits: torch.Tensor) -> torch.Tensor:
 
 def _kl(new: torch.Tensor, old: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 * KL(softmax(old / T) || softmax(new / T)) of each row."""
-    old = old.where((old > -torch.inf).any(1, keepdim=True), 0)  # a row of -inf only has no distribution: D = 0 below
     log_p, log_q = (old / temperature).log_softmax(1), (new / temperature).log_softmax(1)
     p = log_p.exp()
-    mass = (p > 0) & (log_p > -torch.inf)
-    impossible = (mass & (log_q == -torch.inf)).any(1)
-    # log p - log q over classes that both give mass; the gradient of an impossible class is that of its softmax alone
-    both = mass & (log_q > -torch.inf)
-    difference = log_p.where(both, 0) - log_q.where(both, 0)
-    rows = (p * difference).sum(1)
-    return temperature**2 * rows.where(~impossible, rows + torch.inf)
+    return temperature**2 * (p * (log_p - log_q)).where(p > 0, 0).sum(1)  # p = 0 or, in a row of -inf only, NaN: no term
 
 
 def _half_squares(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

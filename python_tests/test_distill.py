@@ -37,7 +37,7 @@ def assert_agrees(case, **more):
     assert gradient.dtype == new.dtype
     assert gradient.shape == new.shape
     ulps = 16 if options.get("temperature", 100.0) > 5 else 4
-    unit = 2.0**-44 if new.dtype == torch.float64 else ULP  # the reference itself is float64
+    unit = 2.0**-38 if new.dtype == torch.float64 else ULP  # the reference itself loses digits at large T
     size = expected.abs().clamp(min=1e-6)
     error = torch.where(expected == value.double(), 0.0, (value.double() - expected).abs() / size)
     assert (error <= ulps * unit).all(), (value, expected, error / unit)
@@ -117,11 +117,13 @@ def test_divergence_at_large_temperature_is_the_squared_difference_up_to_its_mea
 
 def test_weights_multiply_each_row_and_not_the_mean_as_in_the_published_code():
     new, old, target = logits(8, 10)
+    new[::2] += 3 * torch.arange(10.0).cos()  # far from the old model just where the weight is 6
+    new, old = new.double(), old.double()
     ours = gf.focal_distillation_loss(new, old, target, cross_entropy_weight=0.0)
     divergence = F.kl_div((new / 100).log_softmax(1), (old / 100).softmax(1), reduction="none").sum(1) * 100**2
-    weight = 1 + 5 * (old.argmax(1) == target).float()[:, None]  # (N, 1), as published
+    weight = 1 + 5 * (old.argmax(1) == target).double()[:, None]  # (N, 1), as published
     published = (divergence * weight).mean()  # (N, N)
-    assert torch.isclose(ours, (divergence * weight[:, 0]).mean(), rtol=1e-2)
+    assert torch.isclose(ours, (divergence * weight[:, 0]).mean())
     assert torch.isclose(published, divergence.mean() * weight.mean())
     assert abs(published - ours) > 0.05 * ours
 

@@ -26,6 +26,29 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Which formulas hold for every class of a block or row: all |d| and |u| small, all |d| small, or neither.
 enum class Path { calm, near, far };
 
+// How d is rounded: from s - t where its mean is small beside the logits' spread (then s - t is nearly exact), else from
+// the logits' distances to their frames.
+enum class Rounding { direct, framed };
+
+template <Path p, Rounding r>
+struct Formula {
+  static constexpr Path path = p;
+  static constexpr Rounding rounding = r;
+};
+double encode(Path path, Rounding rounding) { return int(path) * 2 + int(rounding); }
+
+template <class F>
+void with_formula(Path path, Rounding rounding, F&& f) {
+  const auto with_path = [&](auto r) {
+    constexpr Rounding rounded = decltype(r)::value;
+    if (path == Path::calm) return f(Formula<Path::calm, rounded>{});
+    if (path == Path::near) return f(Formula<Path::near, rounded>{});
+    f(Formula<Path::far, rounded>{});
+  };
+  if (rounding == Rounding::direct) return with_path(std::integral_constant<Rounding, Rounding::direct>{});
+  with_path(std::integral_constant<Rounding, Rounding::framed>{});
+}
+
 template <class V>
 using ScalarOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
 template <class V>
@@ -177,6 +200,30 @@ struct Row {
   }
 };
 
+template <class S>
+struct Frames {
+  S new_max, new_frame, old_frame, shift, inverse;  // shift: new_frame - old_frame; inverse: of the temperature
+
+  Frames(double new_max, double new_frame, double old_frame, S inverse)
+      : new_max(S(new_max == -kInfinity ? 0 : new_max)),
+        new_frame(S(new_frame)),
+        old_frame(S(old_frame)),
+        shift(S(new_frame - old_frame)),
+        inverse(inverse) {}
+};
+
+// u and d of the head comment of math/row_statistics.h
+template <class V>
+struct Exponents {
+  V u, d;
+};
+template <Rounding rounding, class V, class S>
+GF_INLINE Exponents<V> exponents(V s, V t, const Frames<S>& frames) {
+  const V from_old = t - frames.old_frame;
+  const V d = rounding == Rounding::direct ? (s - t) - frames.shift : (s - frames.new_frame) - from_old;
+  return {from_old * frames.inverse, d * frames.inverse};
+}
+
 // --- forward ----------------------------------------------------------------------------------------------------------------
 
 // The greatest logit and the first block that has it; the first of equal classes wins.
@@ -232,30 +279,39 @@ double block_max(const S* s, int n) {
   return fold_max(s_max);
 }
 
-// About the mean of (s - new_base) - (t - old_base) under the old model: from the block's first classes and from its
+// About the mean of s - t under the old model, and which rounding of d suits it: from the block's first classes and from its
 // greatest old logit, which has most of the mass where the first classes have none. Infinite differences are left out.
+struct Placement {
+  double shift;
+  Rounding rounding;
+};
 template <class V, class S>
-double mean_difference(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, S inverse) {
+Placement place(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, S inverse) {
   const int probe = std::min(n, kProbe);
   const S old_max = finite_or_0(S(block.old_max));
-  V sum{}, mass{};
+  V sum{}, spread{}, mass{};
   for_vectors<V>(probe, [&](int j, auto whole) {
-    const V tj = get<V, whole>(t, j, probe);
+    const V tj = get<V, whole>(t, j, probe), below = tj - old_max;
     const V difference = (get<V, whole>(s, j, probe) - new_base) - (tj - old_base);
-    const V w = kept<V, whole>(difference - difference == V{} ? exponential((tj - old_max) * inverse) : V{}, j, probe);
+    const V w = kept<V, whole>(difference - difference == V{} ? exponential(below * inverse) : V{}, j, probe);
     sum += w > V{} ? w * difference : V{};
+    spread += w > V{} ? -w * below : V{};
     mass += w;
   });
   const auto add = [](double a, double b) { return a + b; };
-  double total = fold(sum, add) * n / probe, weight = fold(mass, add) * n / probe;
+  const double share = double(n) / probe;
+  double total = fold(sum, add) * share, weight = fold(mass, add) * share;
   if (n > probe && std::isfinite(block.difference_at_old_max)) total += block.difference_at_old_max, weight += 1;
-  return weight > 0 ? total / weight : 0;
+  const double shift = double(new_base) - old_base + (weight > 0 ? total / weight : 0);
+  const bool direct = std::fabs(shift) * weight <= fold(spread, add) * share;
+  return {shift, direct ? Rounding::direct : Rounding::framed};
 }
 
 // Sums of one block in given frames: cross-entropy (e) and divergence.
-template <class V, Path path>
+template <class V, class Formula>
 struct BlockSums {
   using S = ScalarOf<V>;
+  static constexpr Path path = Formula::path;
   Sum<V> rest, ones, k, m, x, v;
   V rest_part{}, ones_part{}, k_part{}, m_part{}, x_part{}, v_part{};
 
@@ -268,9 +324,8 @@ struct BlockSums {
   }
 
   template <bool whole>
-  GF_INLINE void add_divergence(V sj, V tj, S new_frame, S old_frame, S inverse, int j, int n) {
-    const V from_old = tj - old_frame, from_new = sj - new_frame;
-    const V u = from_old * inverse, d = (from_new - from_old) * inverse;
+  GF_INLINE void add_divergence(V sj, V tj, const Frames<S>& frames, int j, int n) {
+    const auto [u, d] = exponents<Formula::rounding>(sj, tj, frames);
     if constexpr (path != Path::far) {
       const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
       k_part += w;
@@ -278,7 +333,8 @@ struct BlockSums {
       x_part += w * exponential_minus_1_minus_x(d);
     } else {
       const V infinity = splat<V>(kInfinity);
-      const V w = kept<V, whole>(exponential(u), j, n), v = kept<V, whole>(exponential(from_new * inverse), j, n);
+      const V w = kept<V, whole>(exponential(u), j, n);
+      const V v = kept<V, whole>(exponential((sj - frames.new_frame) * frames.inverse), j, n);
       // No old mass: no term, whatever d is. A new -inf under old mass, however small: an infinite divergence.
       const V wd = kept<V, whole>(u == -infinity ? V{} : d == -infinity ? -infinity : w * d, j, n);
       const V size = d < V{} ? -d : d;
@@ -313,17 +369,16 @@ struct BlockSums {
   }
 };
 
-template <Path path, class V, class S>
+template <class Formula, class V, class S>
 void sum_block(const S* s, const S* t, int n, S inverse, Softmax& softmax, Divergence& divergence) {
-  BlockSums<V, path> sums;
-  const S new_max = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
-  const S new_frame = S(divergence.new_frame), old_frame = S(divergence.old_frame);
+  BlockSums<V, Formula> sums;
+  const Frames<S> frames(softmax.frame, divergence.new_frame, divergence.old_frame, inverse);
   for_vectors<V>(
       n,
       [&](int j, auto whole) {
         const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-        sums.template add_cross_entropy<whole>(sj, new_max, j, n);
-        sums.template add_divergence<whole>(sj, tj, new_frame, old_frame, inverse, j, n);
+        sums.template add_cross_entropy<whole>(sj, frames.new_max, j, n);
+        sums.template add_divergence<whole>(sj, tj, frames, j, n);
       },
       [&] {
         sums.widen_cross_entropy();
@@ -335,8 +390,8 @@ void sum_block(const S* s, const S* t, int n, S inverse, Softmax& softmax, Diver
 
 template <class V, class S>
 void sum_block(const S* s, int n, Softmax& softmax) {
-  BlockSums<V, Path::calm> sums;
-  const S new_max = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
+  BlockSums<V, Formula<Path::calm, Rounding::direct>> sums;
+  const S new_max = Frames<S>(softmax.frame, 0, 0, 1).new_max;
   for_vectors<V>(
       n, [&](int j, auto whole) { sums.template add_cross_entropy<whole>(get<V, whole>(s, j, n), new_max, j, n); },
       [&] { sums.widen_cross_entropy(); });
@@ -416,9 +471,10 @@ void forward_row(const DistillForward& params, int64_t i) {
   Divergence divergence;
   Squares squares;
   Winner new_winner, old_winner;
-  double new_shared_max = -kInfinity, offset = 0, total = 0;
+  double new_shared_max = -kInfinity, total = 0;
+  Placement placement{0, Rounding::framed};
   double old_min = kInfinity, difference_min = kInfinity, difference_max = -kInfinity;
-  double placed_at = -kInfinity;  // old_frame when the offset was estimated
+  double placed_at = -kInfinity;  // old maximum when the frames were placed
   S new_buffer[kBlock], old_buffer[kBlock];
 
   for (int64_t start = 0; start < classes;) {
@@ -441,11 +497,11 @@ void forward_row(const DistillForward& params, int64_t i) {
         const double old_to = old_winner.max == -kInfinity ? 0 : old_winner.max;
         const double new_top = new_shared_max == -kInfinity ? old_to : new_shared_max;
         if (!(old_to - placed_at <= temperature)) {  // never placed, or most of the mass is in this block
-          offset = double(new_base) - old_base + mean_difference<V>(s, t, n, block, new_base, old_base, inverse);
+          placement = place<V>(s, t, n, block, new_base, old_base, inverse);
           placed_at = old_winner.max;
         }
         const double reach = kMaxExponent * temperature;
-        const double new_to = S(std::clamp(old_to + offset, new_top - reach, new_top + reach));
+        const double new_to = S(std::clamp(old_to + placement.shift, new_top - reach, new_top + reach));
         if (divergence.empty()) {
           divergence.new_frame = new_to, divergence.old_frame = old_to;
         } else {
@@ -456,14 +512,11 @@ void forward_row(const DistillForward& params, int64_t i) {
         const bool near = difference_min - shift >= -reach_small && difference_max - shift <= reach_small;
         const bool calm = old_min - divergence.old_frame >= -reach_small;
         // A class that is -inf in both has no difference, but is seen in old_min.
-        if (near && calm) {
-          sum_block<Path::calm, V>(s, t, n, inverse, softmax, divergence);
-        } else if (near && old_min > -kInfinity) {
-          sum_block<Path::near, V>(s, t, n, inverse, softmax, divergence);
-        } else {
-          sum_block<Path::far, V>(s, t, n, inverse, softmax, divergence);
-        }
-        out.path = double(near && calm ? Path::calm : near && old_min > -kInfinity ? Path::near : Path::far);
+        const Path path = near && calm ? Path::calm : near && old_min > -kInfinity ? Path::near : Path::far;
+        with_formula(path, placement.rounding, [&](auto formula) {
+          sum_block<decltype(formula), V>(s, t, n, inverse, softmax, divergence);
+        });
+        out.path = encode(path, placement.rounding);
       } else {
         sum_block<V>(s, n, softmax);
         add_squares<V>(s, t, n, squares);
@@ -511,21 +564,20 @@ struct Factors {
   double e, smooth, k, v, near;
 };
 
-template <Path path, class V, class S>
+template <class Formula, class V, class S>
 void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S inverse, S* out) {
-  const S new_max = S(row.new_max), new_frame = S(row.new_frame), old_frame = S(row.old_frame);
+  const Frames<S> frames(row.new_max, row.new_frame, row.old_frame, inverse);
   const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-    const V from_old = tj - old_frame, from_new = sj - new_frame;
-    const V u = from_old * inverse, d = (from_new - from_old) * inverse;
-    const V w = path == Path::calm ? small_exponential(u) : exponential(u);
+    const auto [u, d] = exponents<Formula::rounding>(sj, tj, frames);
+    const V w = Formula::path == Path::calm ? small_exponential(u) : exponential(u);
     V part = w * near * (exponential_minus_1(d) - z1);
-    if constexpr (path == Path::far) {
+    if constexpr (Formula::path == Path::far) {
       const V size = d < V{} ? -d : d;
-      part = size <= splat<V>(kSmall) ? part : exponential(from_new * inverse) * v - w * k;
+      part = size <= splat<V>(kSmall) ? part : exponential((sj - frames.new_frame) * inverse) * v - w * k;
     }
-    put<V, whole>(out, fma(exponential(sj - new_max), splat<V>(e), part - smooth), j, n);
+    put<V, whole>(out, fma(exponential(sj - frames.new_max), splat<V>(e), part - smooth), j, n);
   });
 }
 
@@ -589,7 +641,8 @@ void backward_row(const DistillBackward& params, int64_t i) {
   const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
   const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / double(classes), scale / row.old_sum,
                   scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
-  const Path path = Path(int(row.path));
+  const Path path = Path(int(row.path) / 2);
+  const Rounding rounding = Rounding(int(row.path) % 2);
 
   S new_buffer[kBlock], old_buffer[kBlock], out_buffer[kBlock];
   for (int64_t start = 0; start < classes;) {
@@ -604,13 +657,9 @@ void backward_row(const DistillBackward& params, int64_t i) {
       out = out_buffer;
     }
     if (both && kl) {
-      if (path == Path::calm) {
-        gradient_block<Path::calm, V>(s, t, n, row, f, inverse, out);
-      } else if (path == Path::near) {
-        gradient_block<Path::near, V>(s, t, n, row, f, inverse, out);
-      } else {
-        gradient_block<Path::far, V>(s, t, n, row, f, inverse, out);
-      }
+      with_formula(path, rounding, [&](auto formula) {
+        gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out);
+      });
     } else {
       gradient_block<V>(s, n, row, f, out);
       if (both) add_difference<V>(s, t, n, factor_d / row.old_sum, out);
