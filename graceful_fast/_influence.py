@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ._ops import DifferentiableOnce
+
 
 class FrozenHeadCrossEntropy(torch.autograd.Function):
     """Loss rows times `factor` (B,), summed unless `rows`; the (B, D) gradient is made in forward and kept."""
@@ -29,17 +31,19 @@ class FrozenHeadCrossEntropy(torch.autograd.Function):
             loss = (loss * factor.double()).where(factor != 0, 0)
             if gradient is not None:
                 gradient = (gradient * factor[:, None]).where(factor[:, None] != 0, 0)
-                ctx.save_for_backward(gradient)
+                ctx.save_for_backward(gradient, features)
         ctx.shape, ctx.dtype = features.shape, features.dtype
         return (loss if options[3] else loss.sum()).to(factor.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The kept gradient times what comes in; features beyond the head's width get 0."""
-        (kept,) = ctx.saved_tensors
+        kept, features = ctx.saved_tensors
         gradient = (kept * (grad_output[:, None] if grad_output.dim() else grad_output)).to(ctx.dtype)
-        return F.pad(gradient, (0, ctx.shape[1] - gradient.shape[1])), None, None, None, None, None
+        gradient = F.pad(gradient, (0, ctx.shape[1] - gradient.shape[1]))
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = DifferentiableOnce.apply(gradient.detach(), grad_output, features)
+        return gradient, None, None, None, None, None
 
 
 def _walk(

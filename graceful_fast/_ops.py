@@ -37,7 +37,7 @@ REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 _FOCUS_BY_WEIGHT = 4
 
 
-@torch.library.register_fake("graceful_fast::distill_forward")
+@torch.library.register_fake("graceful_fast::distill_forward")  # type: ignore[untyped-decorator]
 def _distill_forward_fake(
     new_logits: torch.Tensor,
     old_logits: torch.Tensor,
@@ -60,7 +60,7 @@ def _distill_forward_fake(
     return loss, new_logits.new_empty((n, _ROW_STATISTICS), dtype=torch.float64)
 
 
-@torch.library.register_fake("graceful_fast::distill_backward")
+@torch.library.register_fake("graceful_fast::distill_backward")  # type: ignore[untyped-decorator]
 def _distill_backward_fake(
     grad_output: torch.Tensor,
     new_logits: torch.Tensor,
@@ -72,6 +72,20 @@ def _distill_backward_fake(
     label_smoothing: float,
 ) -> torch.Tensor:
     return new_logits.new_empty(new_logits.shape)
+
+
+class DifferentiableOnce(torch.autograd.Function):
+    """A gradient whose own gradient is an error, not silently 0."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
+        """`gradient`, as a result of what it depends on."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> None:
+        """Raise."""
+        raise RuntimeError("graceful_fast losses are differentiable once: a second derivative is not defined")
 
 
 # autograd.Function outside the raw ops: register_autograd costs 17 us a call.
@@ -92,9 +106,11 @@ class _Distill(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _ops.distill_backward.default(grad_output, *ctx.saved_tensors, *ctx.options), None, None, None, None
+        gradient = _ops.distill_backward.default(grad_output, *ctx.saved_tensors, *ctx.options)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = DifferentiableOnce.apply(gradient, grad_output, ctx.saved_tensors[0])
+        return gradient, None, None, None, None
 
 
 def distill(

@@ -257,7 +257,9 @@ def _check_head(features: Any, weight: Any, bias: Any, target: Any) -> None:
     if weight.dim() != 2 or not len(weight):
         _wrong_shape("old_weight", "(classes, width), at least one class", weight)
     if features.shape[1] < weight.shape[1]:
-        raise ValueError(f"features: expected at least {weight.shape[1]} columns as old_weight, got {features.shape[1]}")
+        raise ValueError(
+            f"features: expected at least {weight.shape[1]} columns as old_weight, got {features.shape[1]}"
+        )
     if bias is not None:
         _check_tensor(bias, "old_bias")
         if bias.shape != (len(weight),):

@@ -68,7 +68,9 @@ def _kl(new: torch.Tensor, old: torch.Tensor, temperature: float) -> torch.Tenso
     """T^2 * KL(softmax(old / T) || softmax(new / T)) of each row."""
     log_p, log_q = (old / temperature).log_softmax(1), (new / temperature).log_softmax(1)
     p = log_p.exp()
-    return temperature**2 * (p * (log_p - log_q)).where(p > 0, 0).sum(1)  # p = 0 or, in a row of -inf only, NaN: no term
+    return temperature**2 * (p * (log_p - log_q)).where(p > 0, 0).sum(
+        1
+    )  # p = 0 or, in a row of -inf only, NaN: no term
 
 
 def _half_squares(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
@@ -99,9 +101,7 @@ def influence_loss(
     if normalize:
         features, weight = F.normalize(features), F.normalize(weight)
     logits = F.linear(features, weight, None if old_bias is None else old_bias.detach().to(features.dtype)) * scale
-    rows = F.cross_entropy(
-        logits, target, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index
-    )
+    rows = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index)
     if reduction == "none":
         return rows
     return rows.sum() / ((target != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)

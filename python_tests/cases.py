@@ -105,7 +105,9 @@ DISTILL_CASES = [
         for kind in ("kl", "logits")
     ),
     DistillCase("small_step_at_temperature_100", lambda: logits(6, 500, step=0.01)),
-    DistillCase("unrelated_models_at_temperature_1", lambda: logits(6, 500, spread=1.0, step=8.0), {"temperature": 1.0}),
+    DistillCase(
+        "unrelated_models_at_temperature_1", lambda: logits(6, 500, spread=1.0, step=8.0), {"temperature": 1.0}
+    ),
     *(
         DistillCase(f"peaked_at_temperature_{t:g}", lambda: logits(6, 700, spread=40.0, step=40.0), {"temperature": t})
         for t in TEMPERATURES
@@ -113,7 +115,9 @@ DISTILL_CASES = [
     *(DistillCase(f"drift_at_temperature_{t:g}", drift, {"temperature": t}) for t in TEMPERATURES),
     *(DistillCase(f"confident_at_temperature_{t:g}", confident, {"temperature": t}) for t in (1.0, 100.0)),
     *(
-        DistillCase(f"offset_2_24_in_{who}_at_temperature_{t:g}", lambda s=shift: logits(4, 100, shift=s), {"temperature": t})
+        DistillCase(
+            f"offset_2_24_in_{who}_at_temperature_{t:g}", lambda s=shift: logits(4, 100, shift=s), {"temperature": t}
+        )
         for who, shift in (("new", (2.0**24, 0.0)), ("old", (0.0, 2.0**24)), ("both", (2.0**24, -(2.0**24))))
         for t in (1.0, 100.0)
     ),
@@ -141,7 +145,9 @@ DISTILL_CASES = [
     DistillCase("all_rows_ignored", lambda: ignored((0, 1, 2, 3))),
     DistillCase("no_rows", lambda: logits(0, 10)),
     DistillCase("label_smoothing", lambda: logits(6, 2100), {"label_smoothing": 0.1}),
-    DistillCase("weights_of_both_terms", lambda: logits(6, 50), {"cross_entropy_weight": 0.1, "distillation_weight": 0.9}),
+    DistillCase(
+        "weights_of_both_terms", lambda: logits(6, 50), {"cross_entropy_weight": 0.1, "distillation_weight": 0.9}
+    ),
     DistillCase("without_cross_entropy", lambda: logits(6, 50), {"cross_entropy_weight": 0.0}),
     *(DistillCase(f"strided_{c}_classes", lambda c=c: strided(c)) for c in (1, 31, 33, 1030)),
     *(

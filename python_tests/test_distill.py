@@ -2,19 +2,21 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DISTILL_CASES, TEMPERATURES, DistillCase, logits
+from cases import DISTILL_CASES, TEMPERATURES, logits
 
 import graceful_fast as gf
 from graceful_fast import _ops, reference
 
 ULP = 2.0**-23
-GRADIENT_ULP = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# of the row's greatest gradient; the float64 reference itself loses digits at large T
+GRADIENT_ERROR = {torch.float32: 2.0**-19, torch.float64: 1e-11, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 
 
 def value_and_gradient(loss, new, old, target, grad_output=None, **options):
@@ -43,15 +45,10 @@ def assert_agrees(case, **more):
     assert (error <= ulps * unit).all(), (value, expected, error / unit)
     assert torch.isfinite(gradient).all() == torch.isfinite(expected_gradient).all()
     if gradient.numel():
-        factor = max(16 * GRADIENT_ULP[new.dtype], 1e-11 if new.dtype == torch.float64 else 0)
-        # The cross-entropy's gradient is of size 1, so is its rounding in the softmax.
-        bound = factor * expected_gradient.abs().amax(1, keepdim=True).clamp(min=2.0**-20 if new.dtype != F16 else 2.0**-14)
-        assert ((gradient.double() - expected_gradient).abs() <= bound).all(), (
-            (gradient.double() - expected_gradient).abs() / bound
-        ).max()
-
-
-F16 = torch.float16
+        # The softmax of the cross-entropy is of size 1, so is its rounding; float16 has a smallest number.
+        smallest = 2.0**-14 if new.dtype == torch.float16 else 2.0**-20
+        bound = GRADIENT_ERROR[new.dtype] * expected_gradient.abs().amax(1, keepdim=True).clamp(min=smallest)
+        assert ((gradient.double() - expected_gradient).abs() <= bound).all(), (gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("case", DISTILL_CASES, ids=str)
@@ -65,11 +62,25 @@ def test_reduced_losses_agree_with_the_float64_reference(case, reduction):
     assert_agrees(case, reduction=reduction)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "neon"])
-def test_every_instruction_set_passes_the_cases(isa):
-    code = "import test_distill as t\nfor c in t.DISTILL_CASES[::2]: t.assert_agrees(c, reduction='none')\nprint(t._ops.isa)"
+ISAS = {"x86_64": ("baseline", "avx2", "avx512"), "aarch64": ("baseline", "neon")}.get(platform.machine(), ())
+ON_ANOTHER_ISA = """
+import test_distill
+from cases import DISTILL_CASES
+from graceful_fast import _ops
+for case in DISTILL_CASES[::2]:
+    test_distill.assert_agrees(case, reduction="none")
+print(_ops.isa)
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_other_instruction_set_passes_the_cases(isa):
+    if isa == _ops.isa:
+        pytest.skip("the one in use: all other tests run on it")
+    if ISAS.index(isa) > ISAS.index(_ops.isa) and "GRACEFUL_FAST_ISA" not in os.environ:
+        pytest.skip(f"this CPU lacks {isa}")
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", ON_ANOTHER_ISA],
         env={**os.environ, "GRACEFUL_FAST_ISA": isa},
         cwd=os.path.dirname(__file__),
         capture_output=True,
@@ -256,7 +267,12 @@ NEW, OLD, TARGET = logits(3, 10)
         ((NEW, OLD, TARGET), {"focus": "some"}, ValueError, "focus: expected one of old_correct, .*got 'some'"),
         ((NEW, OLD, TARGET), {"focus": TARGET[:1]}, ValueError, r"focus: expected shape \(3,\), got \(1,\)"),
         ((NEW, OLD, TARGET), {"reduction": "avg"}, ValueError, "reduction: expected one of mean, sum, none, got 'avg'"),
-        ((NEW, OLD, TARGET), {"temperature": 0.0}, ValueError, "temperature: expected a positive finite number, got 0.0"),
+        (
+            (NEW, OLD, TARGET),
+            {"temperature": 0.0},
+            ValueError,
+            "temperature: expected a positive finite number, got 0.0",
+        ),
         ((NEW, OLD, TARGET), {"temperature": math.nan}, ValueError, "temperature: expected .* got nan"),
         ((NEW, OLD, TARGET), {"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1, got 1.5"),
     ],
@@ -270,7 +286,7 @@ def test_double_backward_is_a_clear_error():
     new, old, target = logits(3, 10)
     leaf = new.requires_grad_()
     (gradient,) = torch.autograd.grad(gf.focal_distillation_loss(leaf, old, target), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
 
 
@@ -300,6 +316,8 @@ def test_raw_ops_pass_opcheck(dtype, rows):
         torch.library.opcheck(torch.ops.graceful_fast.distill_backward.default, arguments)
 
 
+# Dynamo makes an instance of every autograd.Function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_in_one_graph_gives_the_same_bits():
     new, old, target = logits(6, 300)
     for options in ({}, {"focus": torch.rand(6), "reduction": "sum"}):
@@ -343,8 +361,3 @@ def test_bfloat16_and_float16_gradients_are_rounded_once():
         _, half = value_and_gradient(gf.focal_distillation_loss, new, old, target, reduction="sum")
         _, full = value_and_gradient(gf.focal_distillation_loss, new.float(), old.float(), target, reduction="sum")
         assert torch.equal(half, full.to(dtype))
-
-
-def test_merging_is_not_needed_to_import_reference():
-    assert DistillCase("x", lambda: (NEW, OLD, TARGET)).options == {}
-    assert _ops.isa in ("baseline", "avx2", "avx512", "neon")
