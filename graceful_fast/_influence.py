@@ -42,7 +42,7 @@ class FrozenHeadCrossEntropy(torch.autograd.Function):
         gradient = (kept * (grad_output[:, None] if grad_output.dim() else grad_output)).to(ctx.dtype)
         gradient = F.pad(gradient, (0, ctx.shape[1] - gradient.shape[1]))
         if torch.is_grad_enabled():  # create_graph=True
-            gradient = DifferentiableOnce.apply(gradient.detach(), grad_output, features)
+            gradient = DifferentiableOnce.apply(gradient.detach(), grad_output, features)  # type: ignore[no-untyped-call]
         return gradient, None, None, None, None, None
 
 

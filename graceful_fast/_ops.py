@@ -1,4 +1,4 @@
-"""The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours here."""
+"""The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours."""
 
 from importlib.resources import files
 from typing import Any
@@ -109,7 +109,7 @@ class _Distill(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient = _ops.distill_backward.default(grad_output, *ctx.saved_tensors, *ctx.options)
         if torch.is_grad_enabled():  # create_graph=True
-            gradient = DifferentiableOnce.apply(gradient, grad_output, ctx.saved_tensors[0])
+            gradient = DifferentiableOnce.apply(gradient, grad_output, ctx.saved_tensors[0])  # type: ignore[no-untyped-call]
         return gradient, None, None, None, None
 
 
@@ -128,7 +128,7 @@ def distill(
     ignore_index: int,
     reduction: int,
 ) -> torch.Tensor:
-    """Focal distillation loss of checked arguments; rows need unit stride within. Differentiable once, in new_logits."""
+    """Focal distillation loss of checked arguments, unit stride within rows; differentiable once, in new_logits."""
     weight, code = (None, focus) if isinstance(focus, int) else (focus, _FOCUS_BY_WEIGHT)
     options = (
         divergence,
@@ -143,7 +143,7 @@ def distill(
         reduction,
     )
     if new_logits.requires_grad and torch.is_grad_enabled():
-        loss: torch.Tensor = _Distill.apply(new_logits, old_logits, target, weight, options)
+        loss: torch.Tensor = _Distill.apply(new_logits, old_logits, target, weight, options)  # type: ignore[no-untyped-call]
     else:
-        loss = _ops.distill_forward.default(new_logits.detach(), old_logits, target, weight, *options)[0]
+        loss = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)[0]
     return loss

@@ -120,13 +120,15 @@ def _check_rows(
         raise ValueError(f"old_logits: expected device {new.device} as new_logits, got {old.device}")
     if old.shape[1] > classes:
         old = old[:, :classes]
+    if old.requires_grad:
+        old = old.detach()
     if isinstance(focus, torch.Tensor):
         if focus.shape != (n,):
             _wrong_shape("focus", f"({n},)", focus)
         weight: int | torch.Tensor = focus.detach().to(new.device, torch.float64).contiguous()
     else:
         weight = _choice(focus, _ops.FOCUSES, "focus")
-    return _unit_stride(new), _unit_stride(old.detach()), target.contiguous(), weight
+    return _unit_stride(new), _unit_stride(old), target.contiguous(), weight
 
 
 def _check_tensor(tensor: Any, name: str) -> None:
@@ -167,7 +169,7 @@ def _choice(value: Any, choices: dict[str, int], name: str) -> int:
 
 
 def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
-    return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
+    return rows if rows.is_contiguous() or rows.stride(1) == 1 else rows.contiguous()
 
 
 def influence_loss(
@@ -238,7 +240,7 @@ def influence_loss(
     factor = factor.masked_fill(wrong, torch.nan)
     if reduction == "mean":
         factor = factor / counted.sum().clamp(min=1)
-    loss: torch.Tensor = FrozenHeadCrossEntropy.apply(
+    loss: torch.Tensor = FrozenHeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
         features,
         old_weight.detach(),
         None if old_bias is None else old_bias.detach(),
@@ -319,7 +321,7 @@ class FocalDistillationLoss(torch.nn.Module):
 
 
 class InfluenceLoss(torch.nn.Module):
-    """`influence_loss` through one old head: ``loss(features, target)``. The head is a buffer: moved, saved, not trained.
+    """`influence_loss` through one old head: ``loss(features, target)``. The head is a buffer, not trained.
 
     Example:
         >>> import torch, graceful_fast as gf

@@ -1,4 +1,5 @@
-// distill: torch tensors -> DistillForward, DistillBackward -> kernels; the mean over rows, in float64 and in row order.
+// distill: torch tensors -> DistillForward, DistillBackward -> kernels; the mean over rows, in float64 and in row
+// order.
 #include "cpu/distill.h"
 
 #include <algorithm>
@@ -39,15 +40,28 @@ int64_t grain(int64_t classes) { return std::max<int64_t>(1, (1 << 14) / std::ma
 
 std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_logits, const Tensor& target,
                                    const std::optional<Tensor>& weight, int64_t divergence, int64_t focus, double alpha,
-                                   double beta, double temperature, double distillation_weight, double cross_entropy_weight,
-                                   double label_smoothing, int64_t ignore_index, int64_t reduction) {
+                                   double beta, double temperature, double distillation_weight,
+                                   double cross_entropy_weight, double label_smoothing, int64_t ignore_index,
+                                   int64_t reduction) {
   const int64_t n = target.numel();
   GF_CHECK(temperature > 0, "distill", "temperature: expected a positive number, got ", temperature);
-  GF_CHECK(divergence >= 0 && divergence <= 1 && focus >= 0 && focus <= 4 && reduction >= 0 && reduction <= 2, "distill",
-           "divergence, focus, reduction: expected 0..1, 0..4, 0..2, got ", divergence, ", ", focus, ", ", reduction);
-  DistillForward params{logits(new_logits, "new_logits", n), logits(old_logits, "old_logits", n), targets(target), nullptr,
-                        nullptr, nullptr, nullptr, DivergenceKind(divergence), Focus(focus), alpha, beta, temperature,
-                        label_smoothing, ignore_index};
+  GF_CHECK(divergence >= 0 && divergence <= 1 && focus >= 0 && focus <= 4 && reduction >= 0 && reduction <= 2,
+           "distill", "divergence, focus, reduction: expected 0..1, 0..4, 0..2, got ", divergence, ", ", focus, ", ",
+           reduction);
+  DistillForward params{logits(new_logits, "new_logits", n),
+                        logits(old_logits, "old_logits", n),
+                        targets(target),
+                        nullptr,
+                        nullptr,
+                        nullptr,
+                        nullptr,
+                        DivergenceKind(divergence),
+                        Focus(focus),
+                        alpha,
+                        beta,
+                        temperature,
+                        label_smoothing,
+                        ignore_index};
   const int64_t classes = params.new_logits.classes;
   GF_CHECK(params.old_logits.classes <= classes, "distill", "old_logits: expected at most ", classes, " classes, got ",
            params.old_logits.classes);
@@ -61,8 +75,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_l
     const int64_t y = params.target[i];
     if (y == ignore_index) continue;
     ++counted;
-    GF_CHECK(y >= 0 && y < classes, "distill", "target: expected 0 <= target < ", classes, " or ignore_index ", ignore_index,
-             ", got ", y, " at row ", i);
+    GF_CHECK(y >= 0 && y < classes, "distill", "target: expected 0 <= target < ", classes, " or ignore_index ",
+             ignore_index, ", got ", y, " at row ", i);
   }
 
   const bool wide = params.new_logits.type == LogitType::float64;
@@ -108,9 +122,16 @@ std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_l
 Tensor backward(const Tensor& grad_output, const Tensor& new_logits, const Tensor& old_logits, const Tensor& target,
                 const Tensor& statistics, int64_t divergence, double temperature, double label_smoothing) {
   const int64_t n = target.numel();
-  DistillBackward params{logits(new_logits, "new_logits", n), logits(old_logits, "old_logits", n), targets(target),
-                         pointer<double>(statistics), grad_output.const_data_ptr(), 0, nullptr, DivergenceKind(divergence),
-                         temperature, label_smoothing};
+  DistillBackward params{logits(new_logits, "new_logits", n),
+                         logits(old_logits, "old_logits", n),
+                         targets(target),
+                         pointer<double>(statistics),
+                         grad_output.const_data_ptr(),
+                         0,
+                         nullptr,
+                         DivergenceKind(divergence),
+                         temperature,
+                         label_smoothing};
   const bool wide = params.new_logits.type == LogitType::float64;
   GF_CHECK(grad_output.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float), "distill",
            "grad_output: expected the loss's dtype");

@@ -33,11 +33,11 @@ struct DistillForward {
 
 struct DistillBackward {
   Logits new_logits, old_logits;
-  const int64_t* target;         // [B]
-  const double* statistics;      // [B, kRowStatistics]
-  const void* grad_output;       // float32 or float64, as the loss: one number or [B]
-  int64_t grad_output_stride;    // elements; 0 for one number
-  void* gradient;                // [B, classes] out, of the new logits' type, contiguous
+  const int64_t* target;       // [B]
+  const double* statistics;    // [B, kRowStatistics]
+  const void* grad_output;     // float32 or float64, as the loss: one number or [B]
+  int64_t grad_output_stride;  // elements; 0 for one number
+  void* gradient;              // [B, classes] out, of the new logits' type, contiguous
   DivergenceKind kind;
   double temperature, label_smoothing;
 };

@@ -1,13 +1,13 @@
 // distill, the CPU kernel: statistics of a row forward, its gradient backward; formulas in math/row_statistics.h.
-// A row is walked in blocks that stay in L1: the block's maxima first, then its sums in a frame at the running maxima, then
-// the sums merge, so memory is read once forward and once backward. Nothing of size (B, C) is stored but the gradient.
-// Lanes accumulate in float32 for kGroup vectors, then in float64. float64 logits run the same source with one lane.
-#include "cpu/distill.h"
-
+// A row is walked in blocks that stay in L1: the block's maxima first, then its sums in a frame at the running maxima,
+// then the sums merge, so memory is read once forward and once backward. Nothing of size (B, C) is stored but the
+// gradient. Lanes accumulate in float32 for kGroup vectors, then in float64. float64 logits run the same source with
+// one lane.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
+#include "cpu/distill.h"
 #include "cpu/simd.h"
 #include "math/exp.h"
 #include "math/half.h"
@@ -16,18 +16,18 @@
 namespace graceful_fast {
 namespace {
 
-constexpr int kBlock = 1024;           // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
-constexpr int kGroup = 16;             // vectors summed in float32 before widening: at most 16 roundings a lane
-constexpr int kProbe = 128;            // classes that place the divergence's frame: its error is 1/11 of d's deviation
-constexpr double kSmall = 0.5;         // where the polynomials of math/exp.h hold
-constexpr double kMaxExponent = 20;    // |new_frame - max|/T: exp(d) stays far from overflow and underflow
+constexpr int kBlock = 1024;         // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
+constexpr int kGroup = 16;           // vectors summed in float32 before widening: at most 16 roundings a lane
+constexpr int kProbe = 128;          // classes that place the divergence's frame: its error is 1/11 of d's deviation
+constexpr double kSmall = 0.5;       // where the polynomials of math/exp.h hold
+constexpr double kMaxExponent = 20;  // |new_frame - max|/T: exp(d) stays far from overflow and underflow
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Which formulas hold for every class of a block or row: all |d| and |u| small, all |d| small, or neither.
 enum class Path { calm, near, far };
 
-// How d is rounded: from s - t where its mean is small beside the logits' spread (then s - t is nearly exact), else from
-// the logits' distances to their frames.
+// How d is rounded: from s - t where its mean is small beside the logits' spread (then s - t is nearly exact), else
+// from the logits' distances to their frames.
 enum class Rounding { direct, framed };
 
 template <Path p, Rounding r>
@@ -56,7 +56,8 @@ constexpr int kLanes = sizeof(V) / sizeof(ScalarOf<V>);
 template <class V>
 using MaskOf = decltype(V{} < V{});
 
-// --- vectors and single numbers under the same names ---------------------------------------------------------------------
+// --- vectors and single numbers under the same names
+// ---------------------------------------------------------------------
 
 template <class V>
 GF_INLINE V splat(double x) {
@@ -116,7 +117,8 @@ struct Sum<double> {
 template <bool b>
 using Flag = std::bool_constant<b>;
 
-// body(j, Flag<true>) for whole vectors, body(j, Flag<false>) for a last one of fewer lanes; after_group() every kGroup.
+// body(j, Flag<true>) for whole vectors, body(j, Flag<false>) for a last one of fewer lanes; after_group() every
+// kGroup.
 template <class V, class Body, class AfterGroup>
 GF_INLINE void for_vectors(int n, Body&& body, AfterGroup&& after_group) {
   const int whole = n - n % kLanes<V>;
@@ -160,7 +162,8 @@ GF_INLINE void put(T* block, V value, int j, int n) {
   for (int i = 0; j + i < n; ++i) block[j + i] = lanes[i];
 }
 
-// --- reading and writing rows ----------------------------------------------------------------------------------------------
+// --- reading and writing rows
+// ----------------------------------------------------------------------------------------------
 
 template <class F>
 auto with_type(LogitType type, F&& f) {
@@ -224,7 +227,8 @@ GF_INLINE Exponents<V> exponents(V s, V t, const Frames<S>& frames) {
   return {from_old * frames.inverse, d * frames.inverse};
 }
 
-// --- forward ----------------------------------------------------------------------------------------------------------------
+// --- forward
+// ----------------------------------------------------------------------------------------------------------------
 
 // The greatest logit and the first block that has it; the first of equal classes wins.
 struct Winner {
@@ -252,7 +256,8 @@ S finite_or_0(S x) {
   return x - x == 0 ? x : 0;
 }
 
-// Maxima of a block of both logits, and the range of (s - new_base) - (t - old_base): bases near the logits keep its digits.
+// Maxima of a block of both logits, and the range of (s - new_base) - (t - old_base): bases near the logits keep its
+// digits.
 struct Extremes {
   double new_max, old_max, old_min, difference_min, difference_max, difference_at_old_max;
 };
@@ -279,8 +284,9 @@ double block_max(const S* s, int n) {
   return fold_max(s_max);
 }
 
-// About the mean of s - t under the old model, and which rounding of d suits it: from the block's first classes and from its
-// greatest old logit, which has most of the mass where the first classes have none. Infinite differences are left out.
+// About the mean of s - t under the old model, and which rounding of d suits it: from the block's first classes and
+// from its greatest old logit, which has most of the mass where the first classes have none. Infinite differences are
+// left out.
 struct Placement {
   double shift;
   Rounding rounding;
@@ -513,9 +519,8 @@ void forward_row(const DistillForward& params, int64_t i) {
         const bool calm = old_min - divergence.old_frame >= -reach_small;
         // A class that is -inf in both has no difference, but is seen in old_min.
         const Path path = near && calm ? Path::calm : near && old_min > -kInfinity ? Path::near : Path::far;
-        with_formula(path, placement.rounding, [&](auto formula) {
-          sum_block<decltype(formula), V>(s, t, n, inverse, softmax, divergence);
-        });
+        with_formula(path, placement.rounding,
+                     [&](auto formula) { sum_block<decltype(formula), V>(s, t, n, inverse, softmax, divergence); });
         out.path = encode(path, placement.rounding);
       } else {
         sum_block<V>(s, n, softmax);
@@ -553,11 +558,22 @@ void forward_row(const DistillForward& params, int64_t i) {
   params.cross_entropy[i] = cross_entropy;
   params.divergence[i] = weight == 0 ? 0 : weight * value;
   const double path = out.path;
-  out = {frame, softmax.excess(), divergence.new_frame, divergence.old_frame, mass, divergence.v,
-         mass == 0 ? 0 : kl ? divergence.ratio_minus_1() : 0, 1, mass == 0 ? 0 : weight, path};
+  out = {frame,
+         softmax.excess(),
+         divergence.new_frame,
+         divergence.old_frame,
+         mass,
+         divergence.v,
+         mass == 0 ? 0
+         : kl      ? divergence.ratio_minus_1()
+                   : 0,
+         1,
+         mass == 0 ? 0 : weight,
+         path};
 }
 
-// --- backward ---------------------------------------------------------------------------------------------------------------
+// --- backward
+// ---------------------------------------------------------------------------------------------------------------
 
 // Factors of one row: gradient_j = e * exp(s_j - new_max) - smooth + [target] + divergence's part.
 struct Factors {
@@ -614,9 +630,9 @@ double target_gradient(const DistillBackward& params, const RowStatistics& row, 
     return gradient + (finite ? factor_d * (s - t) / row.old_sum : 0);
   }
   const double u = (t - row.old_frame) * inverse, d = (s - row.new_frame) * inverse - u;
-  const double difference = std::fabs(d) <= kSmall
-                                ? std::exp(u) / row.old_sum * (std::expm1(d) - row.ratio_minus_1) / (1 + row.ratio_minus_1)
-                                : std::exp((s - row.new_frame) * inverse) / row.new_sum - std::exp(u) / row.old_sum;
+  const double difference =
+      std::fabs(d) <= kSmall ? std::exp(u) / row.old_sum * (std::expm1(d) - row.ratio_minus_1) / (1 + row.ratio_minus_1)
+                             : std::exp((s - row.new_frame) * inverse) / row.new_sum - std::exp(u) / row.old_sum;
   return gradient + factor_d / inverse * difference;
 }
 
@@ -639,8 +655,8 @@ void backward_row(const DistillBackward& params, int64_t i) {
   const Row<S> new_row(params.new_logits, i), old_row(params.old_logits, i);
   const S inverse = S(1 / params.temperature);
   const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
-  const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / double(classes), scale / row.old_sum,
-                  scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
+  const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / double(classes),
+                  scale / row.old_sum, scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
   const Path path = Path(int(row.path) / 2);
   const Rounding rounding = Rounding(int(row.path) % 2);
 
@@ -657,9 +673,8 @@ void backward_row(const DistillBackward& params, int64_t i) {
       out = out_buffer;
     }
     if (both && kl) {
-      with_formula(path, rounding, [&](auto formula) {
-        gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out);
-      });
+      with_formula(path, rounding,
+                   [&](auto formula) { gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out); });
     } else {
       gradient_block<V>(s, n, row, f, out);
       if (both) add_difference<V>(s, t, n, factor_d / row.old_sum, out);
@@ -674,7 +689,8 @@ void backward_row(const DistillBackward& params, int64_t i) {
   narrow(S(target_gradient(params, row, new_row[target], old_logit, factor_e, factor_d, inverse)), gradient[target]);
 }
 
-// --- launchers --------------------------------------------------------------------------------------------------------------
+// --- launchers
+// --------------------------------------------------------------------------------------------------------------
 
 void forward(const DistillForward& params, int64_t begin, int64_t end) {
   const bool wide = params.new_logits.type == LogitType::float64;

@@ -36,8 +36,8 @@ GF_INLINE Floats bend(Floats x) {
   q = fma(q, x, 0.166666655f);
   return fma(q, x, 0.5f);
 }
-GF_INLINE Floats exponential_minus_1_minus_x(Floats x) { return x * x * bend(x); }  // |x| <= 1/2
-GF_INLINE Floats exponential_minus_1(Floats x) { return fma(x * x, bend(x), x); }   // |x| <= 1/2
+GF_INLINE Floats exponential_minus_1_minus_x(Floats x) { return x * x * bend(x); }      // |x| <= 1/2
+GF_INLINE Floats exponential_minus_1(Floats x) { return fma(x * x, bend(x), x); }       // |x| <= 1/2
 GF_INLINE Floats small_exponential(Floats x) { return fma(x * x, bend(x), x) + 1.0f; }  // |x| <= 1/2
 
 GF_INLINE double exponential(double x) { return std::exp(x); }

@@ -1,9 +1,10 @@
-// What a row of (new logits, old logits) reduces to: few float64 numbers that merge associatively, so that one row per block,
-// a row split over blocks, and classes sharded over devices give the same loss. Plain C++, also compiled for CUDA.
+// What a row of (new logits, old logits) reduces to: few float64 numbers that merge associatively, so that one row per
+// block, a row split over blocks, and classes sharded over devices give the same loss. Plain C++, also compiled for
+// CUDA.
 //
-// Every exponential is taken in a frame (a float32 shift near the row's maximum), so that logits with a large common offset
-// lose nothing. The divergence comes from the difference form: with u = (t - old_frame)/T, d = ((s - new_frame) - (t -
-// old_frame))/T, w = exp(u):
+// Every exponential is taken in a frame (a float32 shift near the row's maximum), so that logits with a large common
+// offset lose nothing. The divergence comes from the difference form: with u = (t - old_frame)/T, d = ((s - new_frame)
+// - (t - old_frame))/T, w = exp(u):
 //   K = sum w,  M = sum w*d,  X = sum w*(expm1(d) - d),  V = sum w*exp(d) = K + M + X
 //   KL(softmax(t/T) || softmax(s/T)) = log(V/K) - M/K
 // At large T all of d is small and KL is X/K to first order, while log(V) - log(K) alone has lost its digits.
@@ -96,16 +97,16 @@ struct Divergence {
 
 // What the forward pass leaves for the backward pass, one row of the `statistics` tensor.
 struct RowStatistics {
-  double new_max;         // frame of the cross-entropy's softmax
-  double new_excess;      // its sum minus 1
-  double new_frame;       // frames of the divergence
-  double old_frame;       //
-  double old_sum;         // K; for the squared difference the number of finite old logits
-  double new_sum;         // V
-  double ratio_minus_1;   // V/K - 1
-  double cross_entropy;   // factor of the cross-entropy's gradient, 0 for an ignored row
-  double distillation;    // factor of the divergence's gradient, 0 where there is none
-  double path;            // which of the kernel's formulas holds for every class of the row
+  double new_max;        // frame of the cross-entropy's softmax
+  double new_excess;     // its sum minus 1
+  double new_frame;      // frames of the divergence
+  double old_frame;      //
+  double old_sum;        // K; for the squared difference the number of finite old logits
+  double new_sum;        // V
+  double ratio_minus_1;  // V/K - 1
+  double cross_entropy;  // factor of the cross-entropy's gradient, 0 for an ignored row
+  double distillation;   // factor of the divergence's gradient, 0 where there is none
+  double path;           // which of the kernel's formulas holds for every class of the row
 };
 constexpr int kRowStatistics = sizeof(RowStatistics) / sizeof(double);
 
