@@ -141,6 +141,7 @@ DISTILL_CASES = [
         for kind in ("kl", "logits")
     ),
     DistillCase("wider_old_head", lambda: (lambda n, o, y: (n[:, :20], o, y % 20))(*logits(6, 33))),
+    DistillCase("ties_in_bfloat16", lambda: (lambda n, o, y: (n.bfloat16(), o.bfloat16(), y))(*ties())),
     DistillCase("ignored_rows", lambda: ignored((0, 2))),
     DistillCase("all_rows_ignored", lambda: ignored((0, 1, 2, 3))),
     DistillCase("no_rows", lambda: logits(0, 10)),

@@ -56,8 +56,7 @@ constexpr int kLanes = sizeof(V) / sizeof(ScalarOf<V>);
 template <class V>
 using MaskOf = decltype(V{} < V{});
 
-// --- vectors and single numbers under the same names
-// ---------------------------------------------------------------------
+// --- vectors and single numbers under the same names -----------------------------------------------------------------
 
 template <class V>
 GF_INLINE V splat(double x) {
@@ -162,8 +161,7 @@ GF_INLINE void put(T* block, V value, int j, int n) {
   for (int i = 0; j + i < n; ++i) block[j + i] = lanes[i];
 }
 
-// --- reading and writing rows
-// ----------------------------------------------------------------------------------------------
+// --- reading and writing rows ----------------------------------------------------------------------------------------
 
 template <class F>
 auto with_type(LogitType type, F&& f) {
@@ -227,8 +225,7 @@ GF_INLINE Exponents<V> exponents(V s, V t, const Frames<S>& frames) {
   return {from_old * frames.inverse, d * frames.inverse};
 }
 
-// --- forward
-// ----------------------------------------------------------------------------------------------------------------
+// --- forward ---------------------------------------------------------------------------------------------------------
 
 // The greatest logit and the first block that has it; the first of equal classes wins.
 struct Winner {
@@ -241,9 +238,9 @@ struct Winner {
   template <class S>
   bool is(const Row<S>& row, int64_t target) const {
     if (max == -kInfinity) return target == 0;
-    if (row[target] != max) return false;
+    if (row[target] != max || target - block >= kBlock) return false;  // a later block: this one has the first
     S buffer[kBlock];
-    const int n = int(target - block);  // a tie before the target is in the same block or in none
+    const int n = int(target - block);
     const S* before = row.block(block, n, buffer);
     int ties = 0;
     for (int j = 0; j < n; ++j) ties += before[j] == S(max);
@@ -442,6 +439,57 @@ double shifted_sum(const S* s, int n, S shift) {
   return sum.value();
 }
 
+// The divergence of one row, block by block: its frames follow the maxima, its formulas the range of d.
+template <class V>
+struct KlRow {
+  using S = ScalarOf<V>;
+  const S inverse;
+  const double temperature = 1 / double(inverse);  // what the vectors divide by
+  Divergence sums;
+  Placement placement{0, Rounding::framed};
+  double placed_at = -kInfinity;  // old maximum when the frames were placed
+  double new_max = -kInfinity, old_max = -kInfinity, old_min = kInfinity;
+  double difference_min = kInfinity, difference_max = -kInfinity;
+  Path path = Path::far;
+
+  void add(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, Softmax& softmax) {
+    const double base = double(new_base) - old_base;
+    difference_min = std::min(difference_min, block.difference_min + base);
+    difference_max = std::max(difference_max, block.difference_max + base);
+    new_max = std::max(new_max, block.new_max);
+    old_max = std::max(old_max, block.old_max);
+    old_min = std::min(old_min, block.old_min);
+    const double old_to = old_max == -kInfinity ? 0 : old_max;
+    if (!(old_to - placed_at <= temperature)) {  // never placed, or most of the mass is in this block
+      placement = place<V>(s, t, n, block, new_base, old_base, inverse);
+      placed_at = old_max;
+    }
+    move(old_to);
+    path = choose();
+    with_formula(path, placement.rounding,
+                 [&](auto formula) { sum_block<decltype(formula), V>(s, t, n, inverse, softmax, sums); });
+  }
+
+  void move(double old_to) {
+    const double top = new_max == -kInfinity ? old_to : new_max, reach = kMaxExponent * temperature;
+    const double new_to = S(std::clamp(old_to + placement.shift, top - reach, top + reach));
+    if (sums.empty()) {
+      sums.new_frame = new_to, sums.old_frame = old_to;
+    } else {
+      sums.move(new_to, old_to, temperature);
+    }
+  }
+
+  // For all classes so far, so that the last choice holds for the whole row.
+  Path choose() const {
+    const double shift = sums.new_frame - sums.old_frame, reach = kSmall * temperature;
+    const bool near = difference_min - shift >= -reach && difference_max - shift <= reach;
+    if (near && old_min - sums.old_frame >= -reach) return Path::calm;
+    // A class that is -inf in both has no difference, but is seen in old_min.
+    return near && old_min > -kInfinity ? Path::near : Path::far;
+  }
+};
+
 double focal_weight(const DistillForward& params, int64_t i, bool old_correct, bool new_correct) {
   switch (params.focus) {
     case Focus::old_correct:
@@ -470,17 +518,11 @@ void forward_row(const DistillForward& params, int64_t i) {
   const int64_t shared = target < params.old_logits.classes ? params.old_logits.classes : 0;
   const Row<S> new_row(params.new_logits, i), old_row(params.old_logits, i);
   const bool kl = params.kind == DivergenceKind::kl;
-  const S inverse = S(1 / params.temperature);
-  const double temperature = 1 / double(inverse);  // what the vectors divide by
-
   Softmax softmax;
-  Divergence divergence;
+  KlRow<V> divergence{S(1 / params.temperature)};
   Squares squares;
   Winner new_winner, old_winner;
-  double new_shared_max = -kInfinity, total = 0;
-  Placement placement{0, Rounding::framed};
-  double old_min = kInfinity, difference_min = kInfinity, difference_max = -kInfinity;
-  double placed_at = -kInfinity;  // old maximum when the frames were placed
+  double total = 0;
   S new_buffer[kBlock], old_buffer[kBlock];
 
   for (int64_t start = 0; start < classes;) {
@@ -489,39 +531,13 @@ void forward_row(const DistillForward& params, int64_t i) {
     const S* s = new_row.block(start, n, new_buffer);
     if (both) {
       const S* t = old_row.block(start, n, old_buffer);
-      // 1. maxima, and frames that follow them
       const S new_base = finite_or_0(s[0]), old_base = finite_or_0(t[0]);
       const Extremes block = extremes<V>(s, t, n, new_base, old_base);
       new_winner.see(block.new_max, start);
       old_winner.see(block.old_max, start);
       softmax.move(block.new_max);
       if (kl) {
-        difference_min = std::min(difference_min, block.difference_min + (double(new_base) - old_base));
-        difference_max = std::max(difference_max, block.difference_max + (double(new_base) - old_base));
-        old_min = std::min(old_min, block.old_min);
-        new_shared_max = std::max(new_shared_max, block.new_max);
-        const double old_to = old_winner.max == -kInfinity ? 0 : old_winner.max;
-        const double new_top = new_shared_max == -kInfinity ? old_to : new_shared_max;
-        if (!(old_to - placed_at <= temperature)) {  // never placed, or most of the mass is in this block
-          placement = place<V>(s, t, n, block, new_base, old_base, inverse);
-          placed_at = old_winner.max;
-        }
-        const double reach = kMaxExponent * temperature;
-        const double new_to = S(std::clamp(old_to + placement.shift, new_top - reach, new_top + reach));
-        if (divergence.empty()) {
-          divergence.new_frame = new_to, divergence.old_frame = old_to;
-        } else {
-          divergence.move(new_to, old_to, temperature);
-        }
-        // 2. sums
-        const double shift = divergence.new_frame - divergence.old_frame, reach_small = kSmall * temperature;
-        const bool near = difference_min - shift >= -reach_small && difference_max - shift <= reach_small;
-        const bool calm = old_min - divergence.old_frame >= -reach_small;
-        // A class that is -inf in both has no difference, but is seen in old_min.
-        const Path path = near && calm ? Path::calm : near && old_min > -kInfinity ? Path::near : Path::far;
-        with_formula(path, placement.rounding,
-                     [&](auto formula) { sum_block<decltype(formula), V>(s, t, n, inverse, softmax, divergence); });
-        out.path = encode(path, placement.rounding);
+        divergence.add(s, t, n, block, new_base, old_base, softmax);
       } else {
         sum_block<V>(s, n, softmax);
         add_squares<V>(s, t, n, squares);
@@ -539,7 +555,6 @@ void forward_row(const DistillForward& params, int64_t i) {
     start += n;
   }
 
-  // 3. the row's loss
   const double frame = softmax.frame;
   double cross_entropy = std::log1p(softmax.excess()) - (new_row[target] - frame);
   if (params.label_smoothing != 0) {
@@ -552,28 +567,27 @@ void forward_row(const DistillForward& params, int64_t i) {
     const bool by_new = params.focus == Focus::negative_flip || params.focus == Focus::new_incorrect;
     const bool old_correct = by_old && old_winner.is(old_row, target);
     weight = focal_weight(params, i, old_correct, by_new && new_winner.is(new_row, target));
-    value = kl ? temperature * temperature * divergence.kl() : squares.count > 0 ? squares.sum / squares.count : 0;
+    value = kl                  ? divergence.temperature * divergence.temperature * divergence.sums.kl()
+            : squares.count > 0 ? squares.sum / squares.count
+                                : 0;
   }
-  const double mass = kl ? divergence.k : squares.count;
   params.cross_entropy[i] = cross_entropy;
   params.divergence[i] = weight == 0 ? 0 : weight * value;
-  const double path = out.path;
-  out = {frame,
-         softmax.excess(),
-         divergence.new_frame,
-         divergence.old_frame,
-         mass,
-         divergence.v,
-         mass == 0 ? 0
-         : kl      ? divergence.ratio_minus_1()
-                   : 0,
-         1,
-         mass == 0 ? 0 : weight,
-         path};
+  out.new_max = frame;
+  out.new_excess = softmax.excess();
+  out.cross_entropy = 1;
+  out.old_sum = kl ? divergence.sums.k : squares.count;
+  if (out.old_sum == 0) return;
+  out.distillation = weight;
+  if (!kl) return;
+  out.new_frame = divergence.sums.new_frame;
+  out.old_frame = divergence.sums.old_frame;
+  out.new_sum = divergence.sums.v;
+  out.ratio_minus_1 = divergence.sums.ratio_minus_1();
+  out.path = encode(divergence.path, divergence.placement.rounding);
 }
 
-// --- backward
-// ---------------------------------------------------------------------------------------------------------------
+// --- backward --------------------------------------------------------------------------------------------------------
 
 // Factors of one row: gradient_j = e * exp(s_j - new_max) - smooth + [target] + divergence's part.
 struct Factors {
@@ -689,8 +703,7 @@ void backward_row(const DistillBackward& params, int64_t i) {
   narrow(S(target_gradient(params, row, new_row[target], old_logit, factor_e, factor_d, inverse)), gradient[target]);
 }
 
-// --- launchers
-// --------------------------------------------------------------------------------------------------------------
+// --- launchers -------------------------------------------------------------------------------------------------------
 
 void forward(const DistillForward& params, int64_t begin, int64_t end) {
   const bool wide = params.new_logits.type == LogitType::float64;
