@@ -1,6 +1,7 @@
 """The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours."""
 
 from importlib.resources import files
+from typing import Any
 
 import torch
 
@@ -25,3 +26,124 @@ def flips(old: torch.Tensor, new: torch.Tensor, target: torch.Tensor, topk: int)
     """Outcome byte of each sample and the first bad target; see csrc/cpu/flips.h."""
     outcome: tuple[torch.Tensor, torch.Tensor] = _ops.flips.default(old, new, target, topk)
     return outcome
+
+
+# --- distill ----------------------------------------------------------------------------------------------------------
+
+_ROW_STATISTICS = 10  # csrc/math/row_statistics.h
+DIVERGENCES = {"kl": 0, "logits": 1}
+FOCUSES = {"old_correct": 0, "negative_flip": 1, "new_incorrect": 2, "all": 3}
+REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+_FOCUS_BY_WEIGHT = 4
+
+
+@torch.library.register_fake("graceful_fast::distill_forward")  # type: ignore[untyped-decorator]
+def _distill_forward_fake(
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    divergence: int,
+    focus: int,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    distillation_weight: float,
+    cross_entropy_weight: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n = new_logits.shape[0]
+    dtype = torch.float64 if new_logits.dtype == torch.float64 else torch.float32
+    loss = new_logits.new_empty((n,) if reduction == REDUCTIONS["none"] else (), dtype=dtype)
+    return loss, new_logits.new_empty((n, _ROW_STATISTICS), dtype=torch.float64)
+
+
+@torch.library.register_fake("graceful_fast::distill_backward")  # type: ignore[untyped-decorator]
+def _distill_backward_fake(
+    grad_output: torch.Tensor,
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    statistics: torch.Tensor,
+    divergence: int,
+    temperature: float,
+    label_smoothing: float,
+) -> torch.Tensor:
+    return new_logits.new_empty(new_logits.shape)
+
+
+class DifferentiableOnce(torch.autograd.Function):
+    """A gradient whose own gradient is an error, not silently 0."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
+        """`gradient`, as a result of what it depends on."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> None:
+        """Raise."""
+        raise RuntimeError("graceful_fast losses are differentiable once: a second derivative is not defined")
+
+
+# autograd.Function outside the raw ops: register_autograd costs 17 us a call.
+class _Distill(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        new_logits: torch.Tensor,
+        old_logits: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        options: tuple[Any, ...],
+    ) -> torch.Tensor:
+        loss, statistics = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)
+        ctx.save_for_backward(new_logits, old_logits, target, statistics)
+        ctx.options = options[0], options[4], options[7]
+        out: torch.Tensor = loss
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient = _ops.distill_backward.default(grad_output, *ctx.saved_tensors, *ctx.options)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = DifferentiableOnce.apply(gradient, grad_output, ctx.saved_tensors[0])  # type: ignore[no-untyped-call]
+        return gradient, None, None, None, None
+
+
+def distill(
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    divergence: int,
+    focus: int | torch.Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    distillation_weight: float,
+    cross_entropy_weight: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+) -> torch.Tensor:
+    """Focal distillation loss of checked arguments, unit stride within rows; differentiable once, in new_logits."""
+    weight, code = (None, focus) if isinstance(focus, int) else (focus, _FOCUS_BY_WEIGHT)
+    options = (
+        divergence,
+        code,
+        alpha,
+        beta,
+        temperature,
+        distillation_weight,
+        cross_entropy_weight,
+        label_smoothing,
+        ignore_index,
+        reduction,
+    )
+    if new_logits.requires_grad and torch.is_grad_enabled():
+        loss: torch.Tensor = _Distill.apply(new_logits, old_logits, target, weight, options)  # type: ignore[no-untyped-call]
+    else:
+        loss = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)[0]
+    return loss

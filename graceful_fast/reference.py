@@ -1,1 +1,107 @@
 """The definitions, in short plain torch: what every op is compared with. Public, slow, without cleverness."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def focal_distillation_loss(
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    divergence: Literal["kl", "logits"] = "kl",
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    temperature: float = 100.0,
+    focus: Literal["old_correct", "negative_flip", "new_incorrect", "all"] | torch.Tensor = "old_correct",
+    distillation_weight: float = 1.0,
+    cross_entropy_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> torch.Tensor:
+    """Equivalent to graceful_fast.focal_distillation_loss, in the logits' own precision: use float64."""
+    counted = target != ignore_index
+    label = target.where(counted, 0)
+    old = old_logits.detach()[:, : new_logits.shape[1]].to(new_logits.dtype)
+    new = new_logits[:, : old.shape[1]]
+    old_correct = _first_argmax(old) == target
+    new_correct = _first_argmax(new_logits.detach()) == target
+    conditions = {
+        "old_correct": old_correct,
+        "negative_flip": old_correct & ~new_correct,
+        "new_incorrect": ~new_correct,
+    }
+    if isinstance(focus, torch.Tensor):
+        weight = focus.to(new.dtype)
+    elif focus == "all":
+        weight = torch.ones(len(target), dtype=new.dtype)
+    else:
+        weight = alpha + beta * conditions[focus].to(new.dtype)
+    weight = distillation_weight * weight.where(counted & (target < old.shape[1]), 0)
+
+    def term(factor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # a weight of 0 takes an infinite term out
+        return factor * value.where(factor != 0, 0)
+
+    distance = _kl(new, old, temperature) if divergence == "kl" else _half_squares(new, old)
+    if len(target):
+        cross_entropy = F.cross_entropy(new_logits, label, reduction="none", label_smoothing=label_smoothing)
+    else:
+        cross_entropy = new_logits.sum(1)
+    rows = term(cross_entropy_weight * counted.to(new.dtype), cross_entropy) + term(weight, distance)
+    if reduction == "none":
+        return rows
+    return rows.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else 1)
+
+
+def _first_argmax(logits: torch.Tensor) -> torch.Tensor:
+    if logits.shape[1] == 0:
+        return torch.full((len(logits),), -1)
+    return (logits == logits.amax(1, keepdim=True)).to(torch.int8).argmax(1)
+
+
+def _kl(new: torch.Tensor, old: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 * KL(softmax(old / T) || softmax(new / T)) of each row."""
+    log_p, log_q = (old / temperature).log_softmax(1), (new / temperature).log_softmax(1)
+    p = log_p.exp()
+    return temperature**2 * (p * (log_p - log_q)).where(p > 0, 0).sum(
+        1
+    )  # p = 0 or, in a row of -inf only, NaN: no term
+
+
+def _half_squares(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Mean over the classes with a finite old logit of (new - old)^2 / 2, of each row."""
+    finite = old > -torch.inf
+    infinite = finite & (new == -torch.inf)  # an infinite distance without a direction
+    used = finite & ~infinite
+    squares = (new.where(used, 0) - old.where(used, 0)) ** 2 / 2
+    rows = squares.sum(1) / finite.sum(1).clamp(min=1)
+    return rows.where(~infinite.any(1), rows + torch.inf)
+
+
+def influence_loss(
+    features: torch.Tensor,
+    old_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    old_bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    normalize: bool = False,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> torch.Tensor:
+    """Equivalent to graceful_fast.influence_loss, in the features' own precision: use float64."""
+    features = features[:, : old_weight.shape[1]]
+    weight = old_weight.detach().to(features.dtype)
+    if normalize:
+        features, weight = F.normalize(features), F.normalize(weight)
+    logits = F.linear(features, weight, None if old_bias is None else old_bias.detach().to(features.dtype)) * scale
+    rows = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index)
+    if reduction == "none":
+        return rows
+    return rows.sum() / ((target != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)

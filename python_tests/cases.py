@@ -1,9 +1,164 @@
 """The one list of cases, shared by the tests of every engine and by bench/."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+
+# --- distill ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DistillCase:
+    """Logits of both models, targets, and the options that make them hard."""
+
+    name: str
+    make: Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def logits(
+    rows: int,
+    classes: int,
+    old_classes: int | None = None,
+    *,
+    seed: int = 0,
+    spread: float = 3.0,
+    step: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    dtype: torch.dtype = torch.float32,
+    old_dtype: torch.dtype | None = None,
+    old_right: int = 2,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Old logits of deviation `spread`, new ones `step` away, every `old_right`-th row right under the old model."""
+    generator = torch.Generator().manual_seed(seed)
+    old = torch.randn(rows, classes, generator=generator) * spread
+    new = old + torch.randn(rows, classes, generator=generator) * step + shift[0]
+    old = (old + shift[1])[:, :old_classes]
+    target = torch.randint(0, max(1, classes), (rows,), generator=generator)
+    if rows and old.shape[1]:
+        target[::old_right] = old.argmax(1)[::old_right]
+    return new.to(dtype), old.to(old_dtype or dtype), target
+
+
+def masked(where: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some classes at -inf in the old logits, the new ones, or both; never the target's new one."""
+    new, old, target = logits(6, 37)
+    if where in ("old", "both"):
+        old[:3, 5:9] = -torch.inf
+    if where in ("new", "both"):
+        new[:3, 5:9] = -torch.inf
+    if where == "both":
+        new[3:, 30], old[3:, 30] = -torch.inf, -torch.inf
+    target[:] = torch.tensor([0, 10, 20, 30, 31, 36])
+    new[torch.arange(6), target] = 1.0
+    return new, old, target
+
+
+def strided(classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows apart by more than their length, base pointers off every vector's alignment."""
+    new, old, target = logits(5, classes + 8)
+    return new[:, 1 : classes + 1], old[:, 3 : classes + 3], target % classes
+
+
+def ties() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Equal maxima in one block and across blocks: the first class is the argmax."""
+    new, old, _ = logits(4, 3000)
+    old[:, [7, 8, 2900]] = 20.0
+    new[:, [1500, 2999]] = 20.0
+    return new, old, torch.tensor([7, 8, 2900, 1500])
+
+
+def ignored(rows: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    new, old, target = logits(4, 20)
+    target[list(rows)] = -100
+    return new, old, target
+
+
+def confident() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The new model is nearly sure, and right: the loss and the target's gradient are far below 1."""
+    new, old, target = logits(4, 50, spread=0.1, step=0.1)
+    new[torch.arange(4), target] = torch.tensor([12.0, 16.0, 20.0, 30.0])
+    old[torch.arange(4), target] = torch.tensor([12.5, 16.0, 20.0, 31.0])
+    return new, old, target
+
+
+def drift() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Maxima that rise from block to block by several units, in both, so that every frame moves."""
+    new, old, target = logits(4, 5000)
+    ramp = torch.arange(5000) / 100
+    return new + ramp, old + ramp.flip(0) * torch.tensor([0.0, 1.0, -1.0, 3.0])[:, None], target
+
+
+BF16, F16, F64 = torch.bfloat16, torch.float16, torch.float64
+TEMPERATURES = (0.5, 1.0, 4.0, 20.0, 100.0)
+
+DISTILL_CASES = [
+    *(DistillCase(f"{c}_classes", lambda c=c: logits(5, c)) for c in (1, 2, 7, 8, 31, 32, 33, 1000, 1023, 1025, 2500)),
+    *(
+        DistillCase(f"{kind}_at_temperature_{t:g}", lambda: logits(6, 1003), {"temperature": t, "divergence": kind})
+        for t in TEMPERATURES
+        for kind in ("kl", "logits")
+    ),
+    DistillCase("small_step_at_temperature_100", lambda: logits(6, 500, step=0.01)),
+    DistillCase(
+        "unrelated_models_at_temperature_1", lambda: logits(6, 500, spread=1.0, step=8.0), {"temperature": 1.0}
+    ),
+    *(
+        DistillCase(f"peaked_at_temperature_{t:g}", lambda: logits(6, 700, spread=40.0, step=40.0), {"temperature": t})
+        for t in TEMPERATURES
+    ),
+    *(DistillCase(f"drift_at_temperature_{t:g}", drift, {"temperature": t}) for t in TEMPERATURES),
+    *(DistillCase(f"confident_at_temperature_{t:g}", confident, {"temperature": t}) for t in (1.0, 100.0)),
+    *(
+        DistillCase(
+            f"offset_2_24_in_{who}_at_temperature_{t:g}", lambda s=shift: logits(4, 100, shift=s), {"temperature": t}
+        )
+        for who, shift in (("new", (2.0**24, 0.0)), ("old", (0.0, 2.0**24)), ("both", (2.0**24, -(2.0**24))))
+        for t in (1.0, 100.0)
+    ),
+    *(
+        DistillCase(f"minus_infinity_in_{where}_{kind}_at_temperature_{t:g}", lambda w=where: masked(w), {**o})
+        for where in ("old", "new", "both")
+        for kind, t in (("kl", 1.0), ("kl", 100.0), ("logits", 1.0))
+        for o in ({"divergence": kind, "temperature": t},)
+    ),
+    DistillCase("infinite_divergence_of_weight_0", lambda: masked("new"), {"alpha": 0.0, "beta": 0.0}),
+    DistillCase("infinite_divergence_without_distillation", lambda: masked("new"), {"distillation_weight": 0.0}),
+    *(
+        DistillCase(f"focus_{focus}", lambda: logits(12, 10), {"focus": focus, "alpha": 0.5, "beta": 3.0})
+        for focus in ("old_correct", "negative_flip", "new_incorrect", "all")
+    ),
+    DistillCase("focus_by_weight", lambda: logits(4, 10), {"focus": torch.tensor([0.0, 0.5, 2.0, 7.0])}),
+    *(DistillCase(f"ties_{f}", ties, {"focus": f}) for f in ("old_correct", "negative_flip", "new_incorrect")),
+    *(
+        DistillCase(f"narrower_old_head_{c}_{kind}", lambda c=c: logits(9, 1200, c), {"divergence": kind})
+        for c in (0, 1, 33, 1100)
+        for kind in ("kl", "logits")
+    ),
+    DistillCase("wider_old_head", lambda: (lambda n, o, y: (n[:, :20], o, y % 20))(*logits(6, 33))),
+    DistillCase("ties_in_bfloat16", lambda: (lambda n, o, y: (n.bfloat16(), o.bfloat16(), y))(*ties())),
+    DistillCase("ignored_rows", lambda: ignored((0, 2))),
+    DistillCase("all_rows_ignored", lambda: ignored((0, 1, 2, 3))),
+    DistillCase("no_rows", lambda: logits(0, 10)),
+    DistillCase("label_smoothing", lambda: logits(6, 2100), {"label_smoothing": 0.1}),
+    DistillCase(
+        "weights_of_both_terms", lambda: logits(6, 50), {"cross_entropy_weight": 0.1, "distillation_weight": 0.9}
+    ),
+    DistillCase("without_cross_entropy", lambda: logits(6, 50), {"cross_entropy_weight": 0.0}),
+    *(DistillCase(f"strided_{c}_classes", lambda c=c: strided(c)) for c in (1, 31, 33, 1030)),
+    *(
+        DistillCase(f"{str(d)[6:]}_new_{str(o)[6:]}_old", lambda d=d, o=o: logits(5, 1100, dtype=d, old_dtype=o))
+        for d in (torch.float32, F64, BF16, F16)
+        for o in (torch.float32, F64, BF16, F16)
+    ),
+]
+
 
 # --- flips: pairs of score matrices with their labels ---------------------------------------------------------------
 

@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
+
 #include "check.h"
 
 namespace graceful_fast {
@@ -11,9 +14,24 @@ namespace graceful_fast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A new, uninitialised tensor on the device of `like`.
-inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like) {
-  return torch::stable::new_empty(like, {shape.begin(), shape.size()}, dtype);
+// A new, uninitialised, contiguous CPU tensor. Through the shim: by way of the dispatcher it costs 2 us more.
+inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) {
+  std::array<int64_t, 4> strides{};
+  STD_TORCH_CHECK(shape.size() <= strides.size(), "empty: expected at most 4 dimensions");
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(1, shape.begin()[i]);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(int64_t(shape.size()), shape.begin(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+                               aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor&) {
+  return empty(shape, dtype);
 }
 
 template <class T>

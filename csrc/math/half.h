@@ -36,5 +36,23 @@ inline float widen(Half x) {
   return from_bits(sign | (special ? rest | 0x7f800000 : normal));
 }
 
+// Rounding to nearest, ties to even, overload chosen by the destination.
+inline void narrow(double from, double& to) { to = from; }
+inline void narrow(float from, float& to) { to = from; }
+inline void narrow(float from, BFloat16& to) {
+  const uint32_t bits = to_bits(from);
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+  to.bits = uint16_t(nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void narrow(float from, Half& to) {
+  const uint32_t bits = to_bits(from), magnitude = bits & 0x7fffffff;
+  // Below 2^-14 adding 0.5 leaves exactly the subnormal's bits in the mantissa, rounded by the addition.
+  const uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
+  const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  to.bits = uint16_t((bits >> 16 & 0x8000) | (magnitude >= (143u << 23) ? special : finite));
+}
+
 }  // namespace
 }  // namespace graceful_fast

@@ -1,0 +1,81 @@
+"""Focal distillation loss, forward and backward with fresh outputs: ours, eager torch, torch.compile of the same."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from contest import Contest
+
+import graceful_fast as gf
+import graceful_fast.reference
+
+SHAPES = ((512, 100_000), (1024, 10_000), (256, 1_000))
+QUICK_SHAPES = ((64, 10_000), (256, 1_000))
+
+
+def eager(new: torch.Tensor, old: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The corrected loss as one writes it in torch."""
+    cross_entropy = F.cross_entropy(new, target)
+    divergence = F.kl_div(
+        F.log_softmax(new / 100.0, dim=1), F.log_softmax(old / 100.0, dim=1), reduction="none", log_target=True
+    )
+    weight = 1.0 + 5.0 * (old.argmax(1) == target)
+    return cross_entropy + (weight * divergence.sum(1)).mean() * 100.0**2
+
+
+def inputs(shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(shape, generator=generator) * 3
+    new = old + torch.randn(shape, generator=generator)
+    target = torch.randint(0, shape[1], shape[:1], generator=generator)
+    target[::2] = old.argmax(1)[::2]
+    return new.to(dtype), old.to(dtype), target
+
+
+def contests(quick: bool = False) -> Iterator[Contest]:
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        yield contest(shape, torch.float32)
+    yield contest(QUICK_SHAPES[0] if quick else SHAPES[1], torch.bfloat16)
+
+
+def contest(shape: tuple[int, int], dtype: torch.dtype) -> Contest:
+    new, old, target = inputs(shape, dtype)
+    losses: dict[str, Callable[..., torch.Tensor]] = {
+        "graceful_fast": gf.focal_distillation_loss,
+        "torch eager": eager,
+        "torch.compile": torch.compile(eager),
+    }
+
+    def step(loss: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = new.detach().requires_grad_()
+        value = loss(leaf, old, target)
+        value.backward()
+        assert leaf.grad is not None
+        return value.detach(), leaf.grad
+
+    def check() -> None:
+        leaf = new[:32].double().requires_grad_()
+        value = gf.reference.focal_distillation_loss(leaf, old[:32].double(), target[:32])
+        (expected,) = torch.autograd.grad(value, leaf)
+        ours = new[:32].detach().requires_grad_()
+        loss = gf.focal_distillation_loss(ours, old[:32], target[:32])
+        loss.backward()
+        assert ours.grad is not None
+        assert abs(loss.item() - value.item()) <= 2e-5 * abs(value.item()), (loss.item(), value.item())
+        error = (ours.grad - expected).abs().max() / expected.abs().max()
+        assert error <= (1e-5 if dtype == torch.float32 else 1e-2), error.item()
+
+    entries = {name: (lambda loss=loss: step(loss)) for name, loss in losses.items()}
+    case = f"{shape[0]} x {shape[1]} {str(dtype).removeprefix('torch.')}"
+    return Contest("distill", case, entries, check, 3.0 * new.numel() * new.element_size(), "B/s")
+
+
+if __name__ == "__main__":
+    import sys
+
+    for each in contests(quick="--quick" in sys.argv):
+        result = each.run()
+        print(result["case"])
+        for name, entry in result["entries"].items():
+            seconds = entry["seconds"]["median"] * 1e3
+            print(f"  {name:15} {seconds:9.3f} ms {entry['rate'] / 1e9:7.2f} GB/s {entry['ratio_to_ours']:6.2f}x")

@@ -1,0 +1,369 @@
+"""Losses that fit a new model to what the old one left behind: functions and their nn.Module forms."""
+
+from typing import Any, Literal
+
+import torch
+
+from . import _ops
+from ._influence import FrozenHeadCrossEntropy
+
+Divergence = Literal["kl", "logits"]
+Focus = Literal["old_correct", "negative_flip", "new_incorrect", "all"] | torch.Tensor
+Reduction = Literal["mean", "sum", "none"]
+
+_FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+def focal_distillation_loss(
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    divergence: Divergence = "kl",
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    temperature: float = 100.0,
+    focus: Focus = "old_correct",
+    distillation_weight: float = 1.0,
+    cross_entropy_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> torch.Tensor:
+    r"""Cross-entropy plus a divergence from the old model's logits, weighted where the old model was right.
+
+    Row i contributes ``cross_entropy_weight * CE_i + distillation_weight * w_i * D_i`` with
+
+    * ``w_i = alpha + beta * [condition_i]``, per sample;
+    * ``D_i = temperature**2 * KL(softmax(old_i / temperature) || softmax(new_i / temperature))`` for ``"kl"``;
+    * ``D_i = mean_c (new_ic - old_ic)**2 / 2`` over the classes with a finite old logit for ``"logits"``.
+
+    An old head with fewer classes than the new one: D over the shared first columns, and no distillation for rows
+    whose target the old model never knew. Further columns of a wider old head are left out. A weight of 0 takes its
+    term out even where it is infinite. A new logit of -inf where the old model has mass makes the loss infinite and
+    its gradient finite. Row sums are float64 and large temperatures keep their digits; nothing of the logits' size is
+    saved for the backward pass, and the result has the same bits for any number of threads.
+
+    Args:
+        new_logits: (B, C) float32, float64, bfloat16 or float16; rows may be strided. Gets the gradient.
+        old_logits: (B, C_old) of any of these dtypes. Gets none.
+        target: (B,) int64, each 0 <= target < C or `ignore_index`.
+        divergence: "kl" or "logits".
+        alpha: Focal weight of every row.
+        beta: Added to it where the condition of `focus` holds.
+        temperature: Softens both distributions of "kl"; positive, finite.
+        focus: "old_correct": argmax of the old logits is the target (the first of equal ones); "negative_flip": that,
+            and the new argmax is not; "new_incorrect": the new argmax is not the target; "all": w_i = 1;
+            a (B,) floating tensor: w_i itself.
+        distillation_weight: Factor of the divergence.
+        cross_entropy_weight: Factor of the cross-entropy.
+        label_smoothing: Share of the uniform distribution in the cross-entropy's target, 0 to 1.
+        ignore_index: Rows with this target give no loss and no gradient and are not counted.
+        reduction: "mean" over the rows not ignored (0 if there are none), "sum", or "none".
+
+    Returns:
+        () or, for "none", (B,); float64 for float64 `new_logits`, else float32. Differentiable once.
+
+    Raises:
+        TypeError: An argument of a wrong type or dtype.
+        ValueError: A shape or an option that is not as above.
+        RuntimeError: A target outside 0..C-1 (CPU).
+
+    Source:
+        Yan et al., Positive-Congruent Training, CVPR 2021, eq. 5-9. The published code multiplies weights (B, 1) by
+        losses (B,), which averages them apart from each other; here each row has its own weight.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> new = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+        >>> old = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+        >>> loss = gf.focal_distillation_loss(new, old, torch.tensor([0, 1]), divergence="logits")
+        >>> loss.shape, loss.dtype, f"{loss:.4f}"
+        (torch.Size([]), torch.float32, '1.6462')
+        >>> loss.backward()
+        >>> new.grad.shape
+        torch.Size([2, 3])
+        >>> gf.focal_distillation_loss(new, old, torch.tensor([0]))
+        Traceback (most recent call last):
+        ValueError: target: expected shape (2,), got (1,)
+    """
+    new, old, target, weight = _check_rows(new_logits, old_logits, target, focus)
+    _check_options(temperature, label_smoothing, reduction)
+    return _ops.distill(
+        new,
+        old,
+        target,
+        _choice(divergence, _ops.DIVERGENCES, "divergence"),
+        weight,
+        alpha,
+        beta,
+        temperature,
+        distillation_weight,
+        cross_entropy_weight,
+        label_smoothing,
+        ignore_index,
+        _ops.REDUCTIONS[reduction],
+    )
+
+
+def _check_rows(
+    new: torch.Tensor, old: torch.Tensor, target: torch.Tensor, focus: Focus
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | torch.Tensor]:
+    """The row arguments as the op takes them: unit stride within rows, an old head no wider than the new one."""
+    _check_tensor(new, "new_logits")
+    _check_tensor(old, "old_logits")
+    n, classes = new.shape if new.dim() == 2 else _wrong_shape("new_logits", "(batch, classes)", new)
+    if old.dim() != 2 or old.shape[0] != n:
+        _wrong_shape("old_logits", f"({n}, classes)", old)
+    _check_target(target, n, new)
+    if old.device != new.device:
+        raise ValueError(f"old_logits: expected device {new.device} as new_logits, got {old.device}")
+    if old.shape[1] > classes:
+        old = old[:, :classes]
+    if old.requires_grad:
+        old = old.detach()
+    if isinstance(focus, torch.Tensor):
+        if focus.shape != (n,):
+            _wrong_shape("focus", f"({n},)", focus)
+        weight: int | torch.Tensor = focus.detach().to(new.device, torch.float64).contiguous()
+    else:
+        weight = _choice(focus, _ops.FOCUSES, "focus")
+    return _unit_stride(new), _unit_stride(old), target.contiguous(), weight
+
+
+def _check_tensor(tensor: Any, name: str) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+
+
+def _check_target(target: Any, n: int, rows: torch.Tensor) -> None:
+    if not isinstance(target, torch.Tensor):
+        raise TypeError(f"target: expected a torch.Tensor, got {type(target).__name__}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target: expected int64, got {target.dtype}")
+    if target.dim() != 1 or target.shape[0] != n:
+        _wrong_shape("target", f"({n},)", target)
+    if target.device != rows.device:
+        raise ValueError(f"target: expected device {rows.device} as the rows, got {target.device}")
+
+
+def _check_options(temperature: float, label_smoothing: float, reduction: str) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
+    _choice(reduction, _ops.REDUCTIONS, "reduction")
+
+
+def _wrong_shape(name: str, expected: str, tensor: torch.Tensor) -> Any:
+    raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+
+
+def _choice(value: Any, choices: dict[str, int], name: str) -> int:
+    code = choices.get(value) if isinstance(value, str) else None
+    if code is None:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return code
+
+
+def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rows.is_contiguous() or rows.stride(1) == 1 else rows.contiguous()
+
+
+def influence_loss(
+    features: torch.Tensor,
+    old_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    old_bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    normalize: bool = False,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    workspace_bytes: int = 8 << 20,
+) -> torch.Tensor:
+    r"""Cross-entropy of the new features through the frozen old classifier (backward-compatible training).
+
+    ``CE(scale * (features[:, :D] @ old_weight.T + old_bias), target)``, where `normalize` divides features (their
+    first D columns) and rows of `old_weight` by their Euclidean lengths. The head is walked over in blocks of classes
+    with an online softmax: logits of all classes are never held, and the (B, D) gradient comes out of the same walk.
+
+    Args:
+        features: (B, D_new) float32, float64, bfloat16 or float16, D_new >= D; its first D columns are used.
+        old_weight: (C, D) of any of these dtypes. Frozen: gets no gradient.
+        target: (B,) int64, classes of the old head, or `ignore_index` for those that it never knew.
+        old_bias: (C,), or None.
+        scale: Factor of the logits.
+        normalize: Cosines in place of products.
+        label_smoothing: Share of the uniform distribution in the target, 0 to 1.
+        ignore_index: Rows with this target give no loss and no gradient and are not counted.
+        reduction: "mean" over the rows not ignored (0 if there are none), "sum", or "none".
+        workspace_bytes: Bound of a block's logits (and of a copy of its weights where one is needed).
+
+    Returns:
+        () or, for "none", (B,); float64 for float64 features, else float32. Differentiable once.
+
+    Raises:
+        TypeError: An argument of a wrong type or dtype.
+        ValueError: A shape or an option that is not as above; features narrower than `old_weight`.
+        IndexError: A target outside 0..C-1 (CPU; on CUDA the row is NaN).
+
+    Source:
+        Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, eq. 4.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> features = torch.eye(2, 4, requires_grad=True)
+        >>> loss = gf.influence_loss(features, torch.eye(3), torch.tensor([0, -100]), scale=2.0)
+        >>> f"{loss:.4f}"
+        '0.2395'
+        >>> loss.backward()
+        >>> features.grad.shape
+        torch.Size([2, 4])
+        >>> gf.influence_loss(features, torch.ones(3, 5), torch.tensor([0, 1]))
+        Traceback (most recent call last):
+        ValueError: features: expected at least 5 columns as old_weight, got 4
+    """
+    _check_head(features, old_weight, old_bias, target)
+    _check_options(1.0, label_smoothing, reduction)
+    if workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
+    counted = target != ignore_index
+    wrong = counted & ((target < 0) | (target >= len(old_weight)))
+    if features.device.type == "cpu" and not torch.compiler.is_compiling() and bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise IndexError(f"target: expected 0 <= target < {len(old_weight)}, got {int(target[row])} at row {row}")
+    factor = counted.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+    factor = factor.masked_fill(wrong, torch.nan)
+    if reduction == "mean":
+        factor = factor / counted.sum().clamp(min=1)
+    loss: torch.Tensor = FrozenHeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        features,
+        old_weight.detach(),
+        None if old_bias is None else old_bias.detach(),
+        target.where(counted & ~wrong, 0),
+        factor,
+        (scale, normalize, label_smoothing, reduction == "none", workspace_bytes),
+    )
+    return loss
+
+
+def _check_head(features: Any, weight: Any, bias: Any, target: Any) -> None:
+    _check_tensor(features, "features")
+    _check_tensor(weight, "old_weight")
+    if features.dim() != 2:
+        _wrong_shape("features", "(batch, width)", features)
+    if weight.dim() != 2 or not len(weight):
+        _wrong_shape("old_weight", "(classes, width), at least one class", weight)
+    if features.shape[1] < weight.shape[1]:
+        raise ValueError(
+            f"features: expected at least {weight.shape[1]} columns as old_weight, got {features.shape[1]}"
+        )
+    if bias is not None:
+        _check_tensor(bias, "old_bias")
+        if bias.shape != (len(weight),):
+            _wrong_shape("old_bias", f"({len(weight)},)", bias)
+    _check_target(target, len(features), features)
+
+
+class FocalDistillationLoss(torch.nn.Module):
+    """`focal_distillation_loss` with its options bound: ``loss(new_logits, old_logits, target)``.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> loss = gf.FocalDistillationLoss(beta=10.0, temperature=4.0)
+        >>> loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1]))
+        tensor(1.0986)
+    """
+
+    def __init__(
+        self,
+        *,
+        divergence: Divergence = "kl",
+        alpha: float = 1.0,
+        beta: float = 5.0,
+        temperature: float = 100.0,
+        focus: Focus = "old_correct",
+        distillation_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        _check_options(temperature, label_smoothing, reduction)
+        _choice(divergence, _ops.DIVERGENCES, "divergence")
+        if not isinstance(focus, torch.Tensor):
+            _choice(focus, _ops.FOCUSES, "focus")
+        self.options: dict[str, Any] = {
+            "divergence": divergence,
+            "alpha": alpha,
+            "beta": beta,
+            "temperature": temperature,
+            "focus": focus,
+            "distillation_weight": distillation_weight,
+            "cross_entropy_weight": cross_entropy_weight,
+            "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+        }
+
+    def forward(self, new_logits: torch.Tensor, old_logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `focal_distillation_loss`."""
+        return focal_distillation_loss(new_logits, old_logits, target, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class InfluenceLoss(torch.nn.Module):
+    """`influence_loss` through one old head: ``loss(features, target)``. The head is a buffer, not trained.
+
+    Example:
+        >>> import torch, graceful_fast as gf
+        >>> loss = gf.InfluenceLoss(torch.eye(3), scale=2.0)
+        >>> loss(torch.eye(3), torch.arange(3))
+        tensor(0.2395)
+    """
+
+    old_weight: torch.Tensor
+    old_bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        old_weight: torch.Tensor,
+        *,
+        old_bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+        normalize: bool = False,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        workspace_bytes: int = 8 << 20,
+    ) -> None:
+        super().__init__()
+        _check_tensor(old_weight, "old_weight")
+        _check_options(1.0, label_smoothing, reduction)
+        self.register_buffer("old_weight", old_weight.detach())
+        self.register_buffer("old_bias", None if old_bias is None else old_bias.detach())
+        self.options: dict[str, Any] = {
+            "scale": scale,
+            "normalize": normalize,
+            "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "workspace_bytes": workspace_bytes,
+        }
+
+    def forward(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `influence_loss`."""
+        return influence_loss(features, self.old_weight, target, old_bias=self.old_bias, **self.options)
+
+    def extra_repr(self) -> str:
+        """The head's shape and the options."""
+        head = f"classes={self.old_weight.shape[0]}, width={self.old_weight.shape[1]}"
+        return ", ".join([head, *(f"{name}={value!r}" for name, value in self.options.items())])

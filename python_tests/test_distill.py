@@ -1,0 +1,363 @@
+"""focal_distillation_loss: values and gradients against the float64 reference, on every instruction set."""
+
+import math
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DISTILL_CASES, TEMPERATURES, logits
+
+import graceful_fast as gf
+from graceful_fast import _ops, reference
+
+ULP = 2.0**-23
+# of the row's greatest gradient; the float64 reference itself loses digits at large T
+GRADIENT_ERROR = {torch.float32: 2.0**-19, torch.float64: 1e-11, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+
+
+def value_and_gradient(loss, new, old, target, grad_output=None, **options):
+    leaf = new.detach().requires_grad_()
+    value = loss(leaf, old, target, **options)
+    value.backward(torch.ones_like(value) if grad_output is None else grad_output.to(value.dtype))
+    return value.detach(), leaf.grad
+
+
+def assert_agrees(case, **more):
+    """Rows within 4 float32 ulp of their terms (16 above T = 5), gradients within few ulp of the row's greatest."""
+    new, old, target = case.make()
+    options = {**case.options, **more}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    expected, expected_gradient = value_and_gradient(
+        reference.focal_distillation_loss, new.double(), old.double(), target, **options
+    )
+    assert value.shape == expected.shape
+    assert value.dtype == (torch.float64 if new.dtype == torch.float64 else torch.float32)
+    assert gradient.dtype == new.dtype
+    assert gradient.shape == new.shape
+    ulps = 16 if options.get("temperature", 100.0) > 5 else 4
+    unit = 2.0**-38 if new.dtype == torch.float64 else ULP  # the reference itself loses digits at large T
+    size = expected.abs().clamp(min=1e-6)
+    error = torch.where(expected == value.double(), 0.0, (value.double() - expected).abs() / size)
+    assert (error <= ulps * unit).all(), (value, expected, error / unit)
+    assert torch.isfinite(gradient).all() == torch.isfinite(expected_gradient).all()
+    if gradient.numel():
+        # The softmax of the cross-entropy is of size 1, so is its rounding; float16 has a smallest number.
+        smallest = 2.0**-14 if new.dtype == torch.float16 else 2.0**-20
+        bound = GRADIENT_ERROR[new.dtype] * expected_gradient.abs().amax(1, keepdim=True).clamp(min=smallest)
+        assert ((gradient.double() - expected_gradient).abs() <= bound).all(), (gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("case", DISTILL_CASES, ids=str)
+def test_rows_and_gradients_agree_with_the_float64_reference(case):
+    assert_agrees(case, reduction="none")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("case", DISTILL_CASES[::3], ids=str)
+def test_reduced_losses_agree_with_the_float64_reference(case, reduction):
+    assert_agrees(case, reduction=reduction)
+
+
+ISAS = {"x86_64": ("baseline", "avx2", "avx512"), "aarch64": ("baseline", "neon")}.get(platform.machine(), ())
+ON_ANOTHER_ISA = """
+import test_distill
+from cases import DISTILL_CASES
+from graceful_fast import _ops
+for case in DISTILL_CASES[::2]:
+    test_distill.assert_agrees(case, reduction="none")
+print(_ops.isa)
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_other_instruction_set_passes_the_cases(isa):
+    if isa == _ops.isa:
+        pytest.skip("the one in use: all other tests run on it")
+    if ISAS.index(isa) > ISAS.index(_ops.isa) and "GRACEFUL_FAST_ISA" not in os.environ:
+        pytest.skip(f"this CPU lacks {isa}")
+    run = subprocess.run(
+        [sys.executable, "-c", ON_ANOTHER_ISA],
+        env={**os.environ, "GRACEFUL_FAST_ISA": isa},
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "GRACEFUL_FAST_ISA: expected one of" in run.stderr:
+        pytest.skip(f"this CPU lacks {isa}")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == isa
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_total_loss_of_many_classes_keeps_its_digits(temperature):
+    new, old, target = logits(8, 20_000)
+    value = gf.focal_distillation_loss(new, old, target, temperature=temperature).item()
+    expected = reference.focal_distillation_loss(new.double(), old.double(), target, temperature=temperature).item()
+    assert abs(value - expected) <= 4 * ULP * abs(expected)
+
+
+def test_constant_logits_sum_without_systematic_rounding():
+    new, old = torch.full((2, 70_000), 1 / 3), torch.full((2, 70_000), 1 / 7)
+    new[:, 5], target = 0.4, torch.tensor([5, 6])
+    value = gf.focal_distillation_loss(new, old, target, temperature=1.0, reduction="none")
+    expected = reference.focal_distillation_loss(new.double(), old.double(), target, temperature=1.0, reduction="none")
+    assert ((value - expected).abs() <= 4 * ULP * expected).all()
+
+
+def test_equal_models_have_no_divergence_at_any_temperature():
+    new, _, target = logits(4, 100)
+    for temperature in TEMPERATURES:
+        loss = gf.focal_distillation_loss(new, new, target, temperature=temperature, cross_entropy_weight=0.0)
+        assert loss.item() == 0.0
+
+
+def test_divergence_at_large_temperature_is_the_squared_difference_up_to_its_mean():
+    new, old, target = logits(4, 1000, step=2.0)
+    difference = (new - old).double()
+    centred = difference - difference.mean(1, keepdim=True)
+    kl = gf.focal_distillation_loss(
+        new, old, target, temperature=1e4, cross_entropy_weight=0.0, focus="all", reduction="none"
+    )
+    assert torch.allclose(kl.double(), (centred**2).mean(1) / 2, rtol=1e-3)
+
+
+def test_weights_multiply_each_row_and_not_the_mean_as_in_the_published_code():
+    new, old, target = logits(8, 10)
+    new[::2] += 3 * torch.arange(10.0).cos()  # far from the old model just where the weight is 6
+    new, old = new.double(), old.double()
+    ours = gf.focal_distillation_loss(new, old, target, cross_entropy_weight=0.0)
+    divergence = F.kl_div((new / 100).log_softmax(1), (old / 100).softmax(1), reduction="none").sum(1) * 100**2
+    weight = 1 + 5 * (old.argmax(1) == target).double()[:, None]  # (N, 1), as published
+    published = (divergence * weight).mean()  # (N, N)
+    assert torch.isclose(ours, (divergence * weight[:, 0]).mean())
+    assert torch.isclose(published, divergence.mean() * weight.mean())
+    assert abs(published - ours) > 0.05 * ours
+
+
+def test_results_have_the_same_bits_for_any_number_of_threads():
+    new, old, target = logits(37, 5000)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(value_and_gradient(gf.focal_distillation_loss, new, old, target))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_no_input_is_written_and_the_graph_can_be_used_again():
+    new, old, target = logits(5, 100)
+    copies = new.clone(), old.clone(), target.clone()
+    leaf = new.requires_grad_()
+    loss = gf.focal_distillation_loss(leaf, old, target)
+    (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, leaf, torch.tensor(-2.0))
+    assert torch.equal(first * -2, second)
+    assert all(torch.equal(a, b) for a, b in zip((leaf, old, target), copies, strict=True))
+
+
+def test_each_row_gets_its_own_incoming_gradient():
+    new, old, target = logits(6, 40)
+    incoming = torch.tensor([0.0, 1.0, -2.0, 0.5, 100.0, 1e-3])
+    _, ours = value_and_gradient(gf.focal_distillation_loss, new, old, target, incoming, reduction="none")
+    _, expected = value_and_gradient(
+        reference.focal_distillation_loss, new.double(), old.double(), target, incoming, reduction="none"
+    )
+    assert ((ours - expected).abs() <= 1e-6 * expected.abs().amax(1, keepdim=True)).all()
+
+
+def test_an_expanded_incoming_gradient_is_read_by_its_stride():
+    new, old, target = logits(6, 40)
+    leaf = new.requires_grad_()
+    rows = gf.focal_distillation_loss(leaf, old, target, reduction="none")
+    (expanded,) = torch.autograd.grad(rows, leaf, torch.ones(1).expand(6), retain_graph=True)
+    (strided,) = torch.autograd.grad(rows, leaf, torch.tensor([1.0, 9.0]).repeat(6)[::2], retain_graph=True)
+    (dense,) = torch.autograd.grad(rows, leaf, torch.ones(6))
+    assert torch.equal(expanded, dense)
+    assert torch.equal(strided, dense)
+
+
+def test_columns_without_unit_stride_are_taken_too():
+    new, old, target = logits(5, 60)
+    ours = gf.focal_distillation_loss(new.t().contiguous().t(), old.t().contiguous().t(), target)
+    assert torch.equal(ours, gf.focal_distillation_loss(new, old, target))
+
+
+def test_rows_past_the_last_one_and_columns_between_rows_are_not_written():
+    buffer = torch.full((4, 50), 7.0, dtype=torch.float64)
+    new, old, target = logits(4, 33, dtype=torch.float64)
+    buffer[:, 3:36] = new
+    view = buffer[:, 3:36].requires_grad_()
+    gf.focal_distillation_loss(view, old, target).backward()
+    assert (buffer[:, :3] == 7).all()
+    assert (buffer[:, 36:] == 7).all()
+
+
+@pytest.mark.parametrize("case", ["no_rows", "all_rows_ignored"])
+def test_nothing_to_count_gives_loss_0_and_no_gradient(case):
+    new, old, target = next(c for c in DISTILL_CASES if c.name == case).make()
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target)
+    assert value.item() == 0.0
+    assert gradient.shape == new.shape
+    assert (gradient == 0).all()
+
+
+def test_a_new_minus_infinity_under_old_mass_is_an_infinite_loss_with_a_finite_gradient():
+    new, old, target = logits(2, 10)
+    new[0, 3], target[:] = -torch.inf, 1
+    for divergence in ("kl", "logits"):
+        value, gradient = value_and_gradient(
+            gf.focal_distillation_loss, new, old, target, divergence=divergence, reduction="none"
+        )
+        assert value[0].item() == math.inf
+        assert math.isfinite(value[1].item())
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("divergence", ["kl", "logits"])
+def test_an_old_row_of_minus_infinity_only_has_no_divergence(divergence):
+    new, old, target = logits(2, 10)
+    old[0] = -torch.inf
+    rows, gradient = value_and_gradient(
+        gf.focal_distillation_loss, new, old, target, divergence=divergence, reduction="none", focus="all"
+    )
+    assert torch.isclose(rows[0], F.cross_entropy(new, target, reduction="none")[0])
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("which", ["new", "old"])
+def test_nan_logits_make_a_nan_loss(which):
+    new, old, target = logits(3, 40)
+    (new if which == "new" else old)[1, 17] = torch.nan
+    for temperature in (1.0, 100.0):
+        rows = gf.focal_distillation_loss(new, old, target, temperature=temperature, focus="all", reduction="none")
+        assert rows.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 1 << 40])
+def test_a_target_outside_the_classes_raises(bad):
+    new, old, target = logits(3, 10)
+    target[2] = bad
+    with pytest.raises((RuntimeError, IndexError), match=rf"target: expected 0 <= target < 10 .*got {bad} at row 2"):
+        gf.focal_distillation_loss(new, old, target)
+
+
+NEW, OLD, TARGET = logits(3, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([[1.0]], OLD, TARGET), {}, TypeError, "new_logits: expected a torch.Tensor, got list"),
+        ((NEW.long(), OLD, TARGET), {}, TypeError, "new_logits: expected float32, float64, bfloat16 or float16"),
+        ((NEW, OLD.int(), TARGET), {}, TypeError, "old_logits: expected float32"),
+        ((NEW, OLD, TARGET.int()), {}, TypeError, "target: expected int64, got torch.int32"),
+        ((NEW[0], OLD, TARGET), {}, ValueError, r"new_logits: expected shape \(batch, classes\), got \(10,\)"),
+        ((NEW, OLD[:2], TARGET), {}, ValueError, r"old_logits: expected shape \(3, classes\), got \(2, 10\)"),
+        ((NEW, OLD, TARGET[:2]), {}, ValueError, r"target: expected shape \(3,\), got \(2,\)"),
+        ((NEW, OLD, TARGET), {"divergence": "js"}, ValueError, "divergence: expected one of kl, logits, got 'js'"),
+        ((NEW, OLD, TARGET), {"focus": "some"}, ValueError, "focus: expected one of old_correct, .*got 'some'"),
+        ((NEW, OLD, TARGET), {"focus": TARGET[:1]}, ValueError, r"focus: expected shape \(3,\), got \(1,\)"),
+        ((NEW, OLD, TARGET), {"reduction": "avg"}, ValueError, "reduction: expected one of mean, sum, none, got 'avg'"),
+        (
+            (NEW, OLD, TARGET),
+            {"temperature": 0.0},
+            ValueError,
+            "temperature: expected a positive finite number, got 0.0",
+        ),
+        ((NEW, OLD, TARGET), {"temperature": math.nan}, ValueError, "temperature: expected .* got nan"),
+        ((NEW, OLD, TARGET), {"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1, got 1.5"),
+    ],
+)
+def test_bad_arguments_raise_one_error_that_names_them(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        gf.focal_distillation_loss(*arguments, **options)
+
+
+def test_double_backward_is_a_clear_error():
+    new, old, target = logits(3, 10)
+    leaf = new.requires_grad_()
+    (gradient,) = torch.autograd.grad(gf.focal_distillation_loss(leaf, old, target), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("divergence", ["kl", "logits"])
+@pytest.mark.parametrize("temperature", [1.0, 30.0])
+def test_gradcheck_in_float64(divergence, temperature):
+    new, old, target = logits(4, 7, 5, dtype=torch.float64)
+    target[1] = -100
+
+    def rows(x):
+        return gf.focal_distillation_loss(
+            x, old, target, divergence=divergence, temperature=temperature, label_smoothing=0.1, reduction="none"
+        )
+
+    assert torch.autograd.gradcheck(rows, new.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_raw_ops_pass_opcheck(dtype, rows):
+    new, old, target = logits(rows, 11, dtype=dtype)
+    for reduction in (0, 2):
+        options = (0, 0, 1.0, 5.0, 100.0, 1.0, 1.0, 0.0, -100, reduction)
+        torch.library.opcheck(torch.ops.graceful_fast.distill_forward.default, (new, old, target, None, *options))
+        loss, statistics = torch.ops.graceful_fast.distill_forward(new, old, target, None, *options)
+        arguments = (torch.ones_like(loss), new, old, target, statistics, 0, 100.0, 0.0)
+        torch.library.opcheck(torch.ops.graceful_fast.distill_backward.default, arguments)
+
+
+# Dynamo makes an instance of every autograd.Function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_in_one_graph_gives_the_same_bits():
+    new, old, target = logits(6, 300)
+    for options in ({}, {"focus": torch.rand(6), "reduction": "sum"}):
+        compiled = torch.compile(gf.focal_distillation_loss, fullgraph=True, backend="aot_eager")
+        ours = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+        theirs = value_and_gradient(compiled, new, old, target, **options)
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+
+
+def test_autocast_changes_nothing():
+    new, old, target = logits(6, 300)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = value_and_gradient(gf.focal_distillation_loss, new, old, target)
+    outside = value_and_gradient(gf.focal_distillation_loss, new, old, target)
+    assert inside[0].dtype == torch.float32
+    assert torch.equal(inside[0], outside[0])
+    assert torch.equal(inside[1], outside[1])
+
+
+def test_the_old_logits_get_no_gradient():
+    new, old, target = logits(3, 10)
+    old.requires_grad_()
+    gf.focal_distillation_loss(new.requires_grad_(), old, target).backward()
+    assert old.grad is None
+
+
+def test_the_module_is_the_function_with_its_options():
+    new, old, target = logits(5, 10)
+    options = {"beta": 2.0, "temperature": 3.0, "divergence": "kl", "reduction": "sum"}
+    module = gf.FocalDistillationLoss(**options)
+    assert torch.equal(module(new, old, target), gf.focal_distillation_loss(new, old, target, **options))
+    assert "temperature=3.0" in repr(module)
+    with pytest.raises(ValueError, match="temperature"):
+        gf.FocalDistillationLoss(temperature=-1.0)
+
+
+def test_bfloat16_and_float16_gradients_are_rounded_once():
+    for dtype in (torch.bfloat16, torch.float16):
+        new, old, target = logits(4, 1500, dtype=dtype)
+        _, half = value_and_gradient(gf.focal_distillation_loss, new, old, target, reduction="sum")
+        _, full = value_and_gradient(gf.focal_distillation_loss, new.float(), old.float(), target, reduction="sum")
+        assert torch.equal(half, full.to(dtype))
