@@ -4,4 +4,9 @@
 STABLE_TORCH_LIBRARY(graceful_fast, m) {
   // Per sample: bit 0 old right, bit 1 new right, bits 2 and 3 a NaN among its scores. status: first bad target or -1.
   m.def("flips(Tensor old, Tensor new, Tensor target, int topk) -> (Tensor outcome, Tensor status)");
+
+  // The k best gallery rows of each query. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
+  m.def(
+      "scan_collect(Tensor queries, Tensor gallery, int k, int metric, Tensor? query_ids, Tensor? gallery_ids, "
+      "Tensor? query_groups, Tensor? gallery_groups) -> (Tensor scores, Tensor indices, Tensor status)");
 }

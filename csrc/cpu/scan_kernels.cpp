@@ -1,1 +1,346 @@
-// scan
+// scan, the CPU kernel. A task owns a block of queries, packed once and resident, and a range of the gallery, read once:
+//   1. a chunk of rows (it fits in L2 beside a block of queries) is checked, measured and packed into panels of kN columns;
+//   2. each panel (in L1) meets every panel of kM queries (from L2) in a register tile of float32 sums;
+//   3. a tile none of whose scores reaches its query's threshold is forgotten; the others offer theirs to the collector.
+// Up to kDirect queries the rows are not packed but read where they lie: memory is the limit there.
+#include "cpu/scan.h"
+
+#include "cpu/scan_collect.h"
+#include "cpu/scan_tile.h"
+#include "math/bound.h"
+#include "math/settle.h"
+
+namespace graceful_fast {
+namespace {
+
+constexpr int64_t kDirect = 4;                    // packing costs about as much as the products of 8 queries
+constexpr int64_t kChunkBytes = 128 << 10;        // of packed rows: a quarter of the smallest L2 (512 KiB)
+constexpr int64_t kQueryBlockBytes = 192 << 10;   // of packed queries: they share that L2 with the chunk
+constexpr int64_t kMaxChunk = 1024;               // rows, for small D: thresholds are refreshed once a chunk
+
+// Default rounding, denormals kept: torch.set_flush_denormal on the caller's threads must not change a definition.
+class DefaultRounding {
+#if defined(__x86_64__)
+ public:
+  DefaultRounding() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultRounding() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+ public:
+  DefaultRounding() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
+  }
+  ~DefaultRounding() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+inline double power_of_two(int exponent) { return __builtin_ldexp(1.0, exponent); }
+
+// 2^e with norm * 2^e in [0.5, 1); 1 for a norm of 0 and for what is reported as bad anyway.
+inline double scale_of(double squared) {
+  if (!(squared > 0 && squared <= kLargestSquare)) return 1;
+  int exponent;
+  __builtin_frexp(__builtin_sqrt(squared), &exponent);
+  return power_of_two(-exponent);
+}
+
+inline bool extreme(double scale) { return scale > 0x1p400 || scale < 0x1p-400; }
+static_assert(kLargestExponent == 400);
+
+double typical_scale(const Rows& rows, int64_t dim) {
+  const DefaultRounding rounding;
+  return with_type(rows, [&](const auto* data) {
+    constexpr int64_t kSamples = 64;
+    double largest = 0;
+    for (int64_t s = 0; s < least(kSamples, rows.count); ++s) {
+      const int64_t row = rows.count <= kSamples ? s : s * (rows.count / kSamples);
+      const double squared = squared_norm(data + row * rows.row_stride, dim);
+      if (squared > largest && squared <= kLargestSquare) largest = squared;
+    }
+    return scale_of(largest);
+  });
+}
+
+template <class T>
+Fault fault_of(const T* x, int64_t dim, double squared, Metric metric) {
+  if (squared == 0) return metric == Metric::cosine ? Fault::zero : Fault::none;
+  if (squared <= kLargestSquare) return Fault::none;
+  for (int64_t i = 0; i < dim; ++i) {
+    const double value = widen(x[i]);
+    if (!(value - value == 0)) return Fault::not_finite;
+  }
+  return Fault::too_large;
+}
+
+// What the scan needs to know of a row besides its values.
+struct Measure {
+  double scale, norm;  // norm: scaled, rounded up; infinity: the float32 scan cannot hold it
+  float start;         // where its sums start: l2 -|x|^2/2, else 0
+};
+
+inline Measure measure_row(double squared, const CollectParams& p) {
+  if (p.metric == Metric::cosine) {
+    if (squared < 0x1p-800 || squared > 0x1p800) return {0, __builtin_inf(), 0};
+    return {1 / __builtin_sqrt(squared), 1 + 0x1p-20, 0};
+  }
+  const double norm = norm_above(squared, p.gallery_scale);
+  if (!(norm <= kLargestNorm) || extreme(p.gallery_scale)) return {0, __builtin_inf(), 0};
+  const double half = squared * p.gallery_scale * p.gallery_scale / 2;
+  return {p.gallery_scale, norm, p.metric == Metric::l2 ? float(-half) : 0};
+}
+
+inline Query measure_query(double squared, const CollectParams& p, double& scale) {
+  Query query{__builtin_inf(), squared, 1, -__builtin_inf(), 0};
+  scale = 0;
+  if (p.metric == Metric::cosine) {
+    if (squared < 0x1p-800 || squared > 0x1p800) return query;
+    scale = 1 / __builtin_sqrt(squared);
+    query.norm = 1 + 0x1p-20;
+    return query;
+  }
+  const double wanted = p.metric == Metric::l2 ? p.query_scale : scale_of(squared);
+  const double norm = norm_above(squared, wanted);
+  query.unit = wanted * p.gallery_scale;
+  if (!(norm <= kLargestNorm) || extreme(wanted)) return query;
+  query.norm = norm;
+  scale = wanted;
+  return query;
+}
+
+struct Task {
+  int64_t query_begin, query_end, row_begin, row_end;
+
+  Task(const CollectParams& p, int64_t index) {
+    const auto cut = [](int64_t count, int64_t parts, int64_t part, int64_t unit) {
+      const int64_t units = (count + unit - 1) / unit;
+      return least(count, units * part / parts * unit);
+    };
+    const int64_t q = index / p.gallery_parts, g = index % p.gallery_parts;
+    query_begin = cut(p.queries.count, p.query_parts, q, kM);
+    query_end = cut(p.queries.count, p.query_parts, q + 1, kM);
+    row_begin = cut(p.gallery.count, p.gallery_parts, g, kN);
+    row_end = cut(p.gallery.count, p.gallery_parts, g + 1, kN);
+  }
+};
+
+template <class T>
+class Scan {
+ public:
+  Scan(const CollectParams& params, const Task& task, CollectReport& report)
+      : p_(params),
+        task_(task),
+        count_(task.query_end - task.query_begin),
+        panels_((count_ + kM - 1) / kM),
+        chunk_(most(1, least(kMaxChunk, kChunkBytes / (4 * params.dim)) / kN) * kN),
+        padded_((params.dim + 3) / 4 * 4),
+        report_(report),
+        collector_(params, task.query_begin, count_, report),
+        queries_(panels_ * kM * params.dim),
+        rows_(chunk_ * params.dim),
+        scaled_(kN * padded_),
+        thresholds_(panels_ * kM),
+        starts_(chunk_),
+        norms_(chunk_) {}
+
+  void run() {
+    if (!pack_queries()) return;
+    for (int64_t row = task_.row_begin; row < task_.row_end; row += chunk_) {
+      const int64_t count = least(chunk_, task_.row_end - row);
+      if (!(count_ <= kDirect ? scan_in_place(row, count) : pack_rows(row, count))) return;
+      if (count_ > kDirect) scan_packed(row, count);
+    }
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t part = (task_.query_begin + i) * p_.gallery_parts + part_;
+      collector_.finish(i, p_.keys + part * p_.k, p_.rows + part * p_.k);
+    }
+  }
+
+  int64_t part_ = 0;  // which range of the gallery
+
+ private:
+  // Queries as panels [dim][kM]; in place: as rows, padded with nothing. False on a bad query.
+  bool pack_queries() {
+    for (int64_t i = 0; i < panels_ * kM; ++i) thresholds_[i] = __builtin_inff();  // the queries that fill the last panel
+    for (int64_t i = 0; i < panels_ * kM * p_.dim; ++i) queries_[i] = 0;
+    return with_type(p_.queries, [&](const auto* data) {
+      for (int64_t i = 0; i < count_; ++i) {
+        const auto* q = data + (task_.query_begin + i) * p_.queries.row_stride;
+        const double squared = squared_norm(q, p_.dim);
+        const Fault fault = fault_of(q, p_.dim, squared, p_.metric);
+        if (fault != Fault::none) {
+          report_.query = task_.query_begin + i;
+          report_.query_fault = fault;
+          return false;
+        }
+        double scale;
+        collector_.queries[i] = measure_query(squared, p_, scale);
+        const int64_t step = count_ <= kDirect ? 1 : kM;
+        float* to = count_ <= kDirect ? queries_ + i * p_.dim : queries_ + i / kM * kM * p_.dim + i % kM;
+        for (int64_t j = 0; j < p_.dim; ++j) to[j * step] = float(double(widen(q[j])) * scale);
+      }
+      return true;
+    });
+  }
+
+  const T* gallery_row(int64_t row) const { return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride; }
+
+  // False on a bad row.
+  bool measure(int64_t row, int64_t slot, double& scale) {
+    const T* x = gallery_row(row);
+    const double squared = squared_norm(x, p_.dim);
+    const Fault fault = fault_of(x, p_.dim, squared, p_.metric);
+    if (fault != Fault::none) {
+      report_.row = row;
+      report_.row_fault = fault;
+      return false;
+    }
+    const Measure measure = measure_row(squared, p_);
+    scale = measure.scale;
+    norms_[slot] = measure.norm;
+    starts_[slot] = measure.start;
+    return true;
+  }
+
+  // Chunk of rows -> panels [dim][kN] of scaled float32, with zero columns at the end.
+  bool pack_rows(int64_t first, int64_t count) {
+    const float* lines[4];
+    for (int64_t slot = 0; slot < (count + kN - 1) / kN * kN; slot += 4) {
+      for (int64_t j = 0; j < 4; ++j) {
+        double scale = 0;
+        norms_[slot + j] = starts_[slot + j] = 0;
+        if (slot + j < count && !measure(first + slot + j, slot + j, scale)) return false;
+        lines[j] = scaled_ + j * padded_;
+        scale_row(gallery_row(first + least(slot + j, count - 1)), p_.dim, scale, scaled_ + j * padded_);
+      }
+      interleave4(lines, p_.dim, rows_ + slot / kN * kN * p_.dim + slot % kN, kN);
+    }
+    return true;
+  }
+
+  double refresh_thresholds(int64_t count) {
+    double largest = 0x1p-100;
+    for (int64_t j = 0; j < count; ++j) largest = norms_[j] > largest ? norms_[j] : largest;
+    for (int64_t i = 0; i < count_; ++i) {
+      if (p_.gallery_parts > 1) collector_.share_floor(i);
+      thresholds_[i] = collector_.threshold(i, largest);
+    }
+    return largest;
+  }
+
+  void scan_packed(int64_t first, int64_t count) {
+    const double largest = refresh_thresholds(count);
+    const int64_t block = most(1, kQueryBlockBytes / (4 * kM * p_.dim));
+    alignas(64) float scores[kM * kN];
+    for (int64_t begin = 0; begin < panels_; begin += block) {
+      for (int64_t slot = 0; slot < count; slot += kN) {
+        for (int64_t panel = begin; panel < least(begin + block, panels_); ++panel) {
+          float* thresholds = thresholds_ + panel * kM;
+          if (tile(queries_ + panel * kM * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot, thresholds, scores)) {
+            offer(panel * kM, first + slot, slot, least(kN, count - slot), scores, largest);
+          }
+        }
+      }
+    }
+  }
+
+  void offer(int64_t query, int64_t row, int64_t slot, int64_t columns, const float* scores, double largest) {
+    const uint32_t valid = columns < 32 ? (1u << columns) - 1 : ~0u;
+    for (int64_t r = 0; r < least(kM, count_ - query); ++r) {
+      const Floats limit = broadcast(thresholds_[query + r]);
+      const uint32_t reached = (bits(load<Floats>(scores + r * kN) >= limit) |
+                                bits(load<Floats>(scores + r * kN + kFloats) >= limit) << kFloats) & valid;
+      if (reached && collector_.add(query + r, row, reached, scores + r * kN, norms_ + slot)) {
+        thresholds_[query + r] = collector_.threshold(query + r, largest);
+      }
+    }
+  }
+
+  bool scan_in_place(int64_t first, int64_t count) {
+    refresh_thresholds(0);  // a row's own norm is at hand: the collector tests it, the threshold is only the coarse sieve
+    for (int64_t slot = 0; slot < count; slot += 4) {
+      const int64_t columns = least(4, count - slot);
+      const float* lines[4];
+      float factors[4];
+      for (int64_t j = 0; j < 4; ++j) {
+        double scale = 0;
+        if (j < columns && !measure(first + slot + j, slot + j, scale)) return false;
+        lines[j] = in_place(gallery_row(first + slot + least(j, columns - 1)), scale, factors[j], scaled_ + j * padded_);
+      }
+      for (int64_t i = 0; i < count_; ++i) {
+        float scores[4];
+        dots(queries_ + i * p_.dim, lines, p_.dim, scores);
+        uint32_t reached = 0;
+        for (int64_t j = 0; j < columns; ++j) {
+          scores[j] = scores[j] * factors[j] + starts_[slot + j];
+          reached |= uint32_t(scores[j] >= collector_.threshold(i, norms_[slot + j])) << j;
+        }
+        if (reached) collector_.add(i, first + slot, reached, scores, norms_ + slot);
+      }
+    }
+    return true;
+  }
+
+  // The row itself and the factor that is left to apply, or its scaled copy and 1.
+  const float* in_place(const T* x, double scale, float& factor, float* copy) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (scale > 0x1p-30 && scale < 0x1p30) {
+        factor = float(scale);
+        return x;
+      }
+    }
+    factor = 1;
+    scale_row(x, p_.dim, scale, copy);
+    return copy;
+  }
+
+  const CollectParams& p_;
+  const Task& task_;
+  const int64_t count_, panels_, chunk_, padded_;
+  CollectReport& report_;
+  Collector<T> collector_;
+  Buffer<float> queries_, rows_, scaled_, thresholds_, starts_;
+  Buffer<double> norms_;
+};
+
+void collect(const CollectParams& params, int64_t index, CollectReport& report) {
+  const DefaultRounding rounding;
+  const Task task(params, index);
+  if (task.query_begin == task.query_end) return;
+  with_type(params.gallery, [&]<class T>(const T*) {
+    Scan<T> scan(params, task, report);
+    scan.part_ = index % params.gallery_parts;
+    scan.run();
+  });
+}
+
+void merge(const CollectParams& p, int64_t query, float* scores, int64_t* indices) {
+  const DefaultRounding rounding;
+  const double* keys = p.keys + query * p.gallery_parts * p.k;
+  const int64_t* rows = p.rows + query * p.gallery_parts * p.k;
+  Buffer<int64_t> next(p.gallery_parts);
+  for (int64_t part = 0; part < p.gallery_parts; ++part) next[part] = 0;
+  for (int64_t j = 0; j < p.k; ++j) {
+    Settled best{-__builtin_inf(), -1};
+    int64_t from = -1;
+    for (int64_t part = 0; part < p.gallery_parts; ++part) {
+      const int64_t at = part * p.k + next[part];
+      if (next[part] == p.k || rows[at] < 0) continue;
+      if (from < 0 || better({keys[at], rows[at]}, best)) best = {keys[at], rows[at]}, from = part;
+    }
+    if (from >= 0) ++next[from];
+    scores[j] = float(p.metric == Metric::l2 ? -best.key : best.key);
+    indices[j] = best.row;
+  }
+}
+
+}  // namespace
+
+extern const ScanKernels GF_TABLE(scan) = {typical_scale, collect, merge};
+
+}  // namespace graceful_fast
