@@ -36,9 +36,8 @@ class Buffer {
 };
 
 struct Candidate {
-  double score;  // scaled units
+  float score, error;  // scaled units
   int64_t row;
-  float error;
 };
 
 struct Settled {
@@ -63,8 +62,8 @@ class Collector {
       : queries(count),
         p_(params),
         first_(first),
-        // A third of the buffer at most outlives a cut by the floor in ordinary data; 64 keeps cuts rare for small k.
-        capacity_(most(least(3 * params.k, params.gallery.count) + 64, params.k + 2 * kN)),
+        // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. 32 keeps cuts rare for small k.
+        capacity_(least(2 * params.k, params.gallery.count) + 32),
         kept_((capacity_ + params.k) / 2),
         bound_(params.dim, params.metric == Metric::l2),
         candidates_(count * capacity_),
@@ -89,18 +88,13 @@ class Collector {
     if (seen > queries[i].floor) queries[i].floor = seen;
   }
 
-  // Offers the rows row0 + j of the set bits j; true if the floor may have risen.
-  bool add(int64_t i, int64_t row0, uint32_t reached, const float* scores, const double* norms) {
+  // Offers a row to query i; true if the floor may have risen.
+  bool add(int64_t i, int64_t row, float score, double row_norm) {
     Query& query = queries[i];
-    Candidate* const mine = candidates_ + i * capacity_;
-    for (; reached; reached &= reached - 1) {
-      const int j = __builtin_ctz(reached);
-      const int64_t row = row0 + j;
-      const double score = scores[j], error = bound_.error(query.norm, norms[j]) * (1 + 0x1p-22);
-      if (score + error < query.floor || excluded(i, row)) continue;
-      mine[query.count++] = {score, row, float(error)};
-    }
-    if (query.count + kN <= capacity_) return false;
+    const double error = bound_.error(query.norm, row_norm) * (1 + 0x1p-22);
+    if (score + error < query.floor || excluded(i, row)) return false;
+    candidates_[i * capacity_ + query.count++] = {score, float(error), row};
+    if (query.count < capacity_) return false;
     cut(i);
     return true;
   }
@@ -123,12 +117,14 @@ class Collector {
            (p_.query_groups && p_.query_groups[first_ + i] == p_.gallery_groups[row]);
   }
 
+  static double lowest(const Candidate& candidate) { return double(candidate.score) - candidate.error; }
+
   // The k-th largest lower bound becomes the floor; candidates that end below it leave.
   void raise_floor(int64_t i) {
     Query& query = queries[i];
     Candidate* const mine = candidates_ + i * capacity_;
     if (query.count >= p_.k) {
-      for (int64_t j = 0; j < query.count; ++j) bounds_[j] = mine[j].score - mine[j].error;
+      for (int64_t j = 0; j < query.count; ++j) bounds_[j] = lowest(mine[j]);
       std::nth_element(+bounds_, bounds_ + (p_.k - 1), bounds_ + query.count, [](double a, double b) { return a > b; });
       if (bounds_[p_.k - 1] > query.floor) query.floor = bounds_[p_.k - 1];
     }
@@ -136,7 +132,7 @@ class Collector {
     int64_t kept = 0;
     for (int64_t j = 0; j < query.count; ++j) {
       const Candidate candidate = mine[j];
-      if (candidate.score + candidate.error >= query.floor) mine[kept++] = candidate;
+      if (double(candidate.score) + candidate.error >= query.floor) mine[kept++] = candidate;
     }
     query.count = kept;
   }
@@ -146,27 +142,26 @@ class Collector {
     Query& query = queries[i];
     if (query.count <= kept_) return;
     const int64_t n = settle(i);
+    double floor = __builtin_inf();
     for (int64_t j = 0; j < n; ++j) {
-      candidates_[i * capacity_ + j] = in_scan_units(query, settled_[j]);
-      const Candidate& candidate = candidates_[i * capacity_ + j];
-      bounds_[j] = candidate.score - candidate.error;
+      const Candidate candidate = in_scan_units(query, settled_[j]);
+      candidates_[i * capacity_ + j] = candidate;
+      if (lowest(candidate) < floor) floor = lowest(candidate);
     }
     query.count = n;
-    if (n == p_.k) {
-      double lowest = bounds_[0];
-      for (int64_t j = 1; j < n; ++j) lowest = bounds_[j] < lowest ? bounds_[j] : lowest;
-      if (lowest > query.floor) query.floor = lowest;
-    }
+    if (n == p_.k && floor > query.floor) query.floor = floor;
   }
 
   // The definition of every candidate; the k best first, in no order. How many there are.
   int64_t settle(int64_t i) {
     const Query& query = queries[i];
+    const Candidate* const mine = candidates_ + i * capacity_;
     widen_query(i);
     const double root = __builtin_sqrt(query.square);
     for (int64_t j = 0; j < query.count; ++j) {
-      const int64_t row = candidates_[i * capacity_ + j].row;
-      const T* x = static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride;
+      if (j + kAhead < query.count) prefetch(gallery_row(mine[j + kAhead].row));
+      const int64_t row = mine[j].row;
+      const T* x = gallery_row(row);
       double key;
       if (p_.metric == Metric::l2) {
         key = -squared_distance<T>(query_, x, p_.dim);
@@ -190,11 +185,21 @@ class Collector {
       error += 0x1p-52 * (square - score);
       score = (square + score) / 2;
     }
-    if (!(__builtin_fabs(score) < 0x1p1000) || query.norm > kLargestNorm) return {0, settled.row, __builtin_inff()};
-    return {score, settled.row, float(error * (1 + 0x1p-22))};
+    error += 0x1p-23 * __builtin_fabs(score);  // it is kept as float32
+    if (!(__builtin_fabs(score) < 0x1p125) || query.norm > kLargestNorm) return {0, __builtin_inff(), settled.row};
+    return {float(score), float(error * (1 + 0x1p-22)), settled.row};
   }
 
   void widen_query(int64_t i);
+
+  static constexpr int64_t kAhead = 4;  // rows: about the latency of memory over the time of one row
+
+  const T* gallery_row(int64_t row) const { return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride; }
+
+  void prefetch(const T* row) const {  // candidates lie anywhere; the hardware follows a row by itself after a few lines
+    const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 512);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
+  }
 
   const CollectParams& p_;
   const int64_t first_, capacity_, kept_;

@@ -237,32 +237,41 @@ class Scan {
     const double largest = refresh_thresholds(count);
     const int64_t block = most(1, kQueryBlockBytes / (4 * kM * p_.dim));
     alignas(64) float scores[kM * kN];
+    uint32_t reached[kM];
     for (int64_t begin = 0; begin < panels_; begin += block) {
       for (int64_t slot = 0; slot < count; slot += kN) {
         for (int64_t panel = begin; panel < least(begin + block, panels_); ++panel) {
           float* thresholds = thresholds_ + panel * kM;
-          if (tile(queries_ + panel * kM * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot, thresholds, scores)) {
-            offer(panel * kM, first + slot, slot, least(kN, count - slot), scores, largest);
+          if (tile(queries_ + panel * kM * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot, thresholds, scores,
+                   reached)) {
+            offer(panel * kM, first + slot, slot, least(kN, count - slot), scores, reached, largest);
           }
         }
       }
     }
   }
 
-  void offer(int64_t query, int64_t row, int64_t slot, int64_t columns, const float* scores, double largest) {
-    const uint32_t valid = columns < 32 ? (1u << columns) - 1 : ~0u;
-    for (int64_t r = 0; r < least(kM, count_ - query); ++r) {
-      const Floats limit = broadcast(thresholds_[query + r]);
-      const uint32_t reached = (bits(load<Floats>(scores + r * kN) >= limit) |
-                                bits(load<Floats>(scores + r * kN + kFloats) >= limit) << kFloats) & valid;
-      if (reached && collector_.add(query + r, row, reached, scores + r * kN, norms_ + slot)) {
-        thresholds_[query + r] = collector_.threshold(query + r, largest);
+  // One loop over all set bits of the tile: a loop for each query would mispredict its end each time.
+  void offer(int64_t query, int64_t row, int64_t slot, int64_t columns, const float* scores, const uint32_t* reached,
+             double largest) {
+    constexpr int kTogether = 64 / kN;  // queries in a word
+    const uint64_t valid = (uint64_t(1) << columns) - 1;
+    const int64_t queries = least(kM, count_ - query);
+    for (int64_t r0 = 0; r0 < queries; r0 += kTogether) {
+      uint64_t word = 0;
+      for (int64_t r = r0; r < least(r0 + kTogether, queries); ++r) word |= (reached[r] & valid) << (r - r0) * kN;
+      for (; word; word &= word - 1) {
+        const int bit = __builtin_ctzll(word), j = bit % kN;
+        const int64_t r = r0 + bit / kN;
+        if (collector_.add(query + r, row + j, scores[r * kN + j], norms_[slot + j])) {
+          thresholds_[query + r] = collector_.threshold(query + r, largest);
+        }
       }
     }
   }
 
   bool scan_in_place(int64_t first, int64_t count) {
-    refresh_thresholds(0);  // a row's own norm is at hand: the collector tests it, the threshold is only the coarse sieve
+    for (int64_t i = 0; i < count_; ++i) collector_.share_floor(i);
     for (int64_t slot = 0; slot < count; slot += 4) {
       const int64_t columns = least(4, count - slot);
       const float* lines[4];
@@ -275,12 +284,9 @@ class Scan {
       for (int64_t i = 0; i < count_; ++i) {
         float scores[4];
         dots(queries_ + i * p_.dim, lines, p_.dim, scores);
-        uint32_t reached = 0;
         for (int64_t j = 0; j < columns; ++j) {
-          scores[j] = scores[j] * factors[j] + starts_[slot + j];
-          reached |= uint32_t(scores[j] >= collector_.threshold(i, norms_[slot + j])) << j;
+          collector_.add(i, first + slot + j, scores[j] * factors[j] + starts_[slot + j], norms_[slot + j]);
         }
-        if (reached) collector_.add(i, first + slot, reached, scores, norms_ + slot);
       }
     }
     return true;

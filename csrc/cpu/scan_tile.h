@@ -36,9 +36,10 @@ inline __attribute__((always_inline)) uint32_t bits(Ints mask) {  // bit i: lane
 #endif
 }
 
-// scores[r][j] = start[j] + sum_i queries[i][r] rows[i][j]. If any reaches its query's threshold: true, and scores are stored.
+// scores[r][j] = start[j] + sum_i queries[i][r] rows[i][j]; bit j of reached[r]: it reaches the threshold of query r. False, and
+// nothing is stored, if none does.
 inline bool tile(const float* queries, const float* rows, int64_t dim, const float* start, const float* threshold,
-                 float* scores) {
+                 float* scores, uint32_t* reached) {
   Floats sums[kM][2];
   const Floats start0 = load<Floats>(start), start1 = load<Floats>(start + kFloats);
 #pragma GCC unroll 16
@@ -55,15 +56,17 @@ inline bool tile(const float* queries, const float* rows, int64_t dim, const flo
     queries += kM;
     rows += kN;
   }
-  Ints reached = {};
+  Ints any = {};
 #pragma GCC unroll 16
   for (int r = 0; r < kM; ++r) {
     const Floats limit = broadcast(threshold[r]);
-    reached |= (sums[r][0] >= limit) | (sums[r][1] >= limit);
+    any |= (sums[r][0] >= limit) | (sums[r][1] >= limit);
   }
-  if (bits(reached) == 0) return false;
+  if (bits(any) == 0) return false;
 #pragma GCC unroll 16
   for (int r = 0; r < kM; ++r) {
+    const Floats limit = broadcast(threshold[r]);
+    reached[r] = bits(sums[r][0] >= limit) | bits(sums[r][1] >= limit) << kFloats;
     store(scores + r * kN, sums[r][0]);
     store(scores + r * kN + kFloats, sums[r][1]);
   }
