@@ -18,7 +18,7 @@ constexpr int64_t kRowsATask = 4096;       // fewer, and warming up the threshol
 
 Rows rows(const Tensor& tensor, const char* name) {
   GF_CHECK(tensor.dim() == 2, "scan", name, ": expected shape (rows, dim)");
-  GF_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "scan", name, ": expected unit stride within a row, got ",
+  GF_CHECK(tensor.numel() == 0 || tensor.size(1) == 1 || tensor.stride(1) == 1, "scan", name, ": expected unit stride within a row, got ",
            tensor.stride(1));
   const ScalarType dtype = tensor.scalar_type();
   const Element type = dtype == ScalarType::Double     ? Element::float64

@@ -41,6 +41,7 @@ struct Bound {
   // Grows with X: the largest X of a block of rows gives a bound for each of them. query, row > 0.
   double error(double query, double row) const {
     const double sum = query + row;
+    if (sum == __builtin_inf()) return sum;  // 0 * infinity below would be NaN
     return product * query * row + square * row * row + exact * sum * sum + tiny * (1 + sum);
   }
 };
