@@ -75,7 +75,9 @@ inline bool tile(const float* queries, const float* rows, int64_t dim, const flo
 
 // Four rows x one query where they lie: for so few queries that packing would cost more than it saves.
 inline void dots(const float* query, const float* const* rows, int64_t dim, float* scores) {
-  Floats sums[4][2] = {};
+  Floats sums[4][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) sums[r][0] = sums[r][1] = Floats{};
   int64_t i = 0;
   for (; i + kN <= dim; i += kN) {
     const Floats query0 = load<Floats>(query + i), query1 = load<Floats>(query + i + kFloats);
@@ -85,6 +87,7 @@ inline void dots(const float* query, const float* const* rows, int64_t dim, floa
       sums[r][1] = fma(query1, load<Floats>(rows[r] + i + kFloats), sums[r][1]);
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
     const Floats both = sums[r][0] + sums[r][1];
     float sum = 0;
