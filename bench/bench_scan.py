@@ -58,5 +58,10 @@ def sgemm_contest(rows: int) -> Contest:
         "sgemm 2048": lambda: torch.mm(a, b, out=out),
     }
     return Contest(
-        "scan", f"{count} x {rows} x {dim}, k=10, as many operations as sgemm", entries, lambda: None, 2.0 * size**3, "op/s"
+        "scan",
+        f"{count} x {rows} x {dim}, k=10, as many operations as sgemm",
+        entries,
+        lambda: None,
+        2.0 * size**3,
+        "op/s",
     )

@@ -15,7 +15,8 @@ def fixed_sum(terms: np.ndarray) -> np.ndarray:
         width = min(8, dim - start)
         lanes[..., :width] += terms[..., start : start + width]
     s = [lanes[..., i] for i in range(8)]
-    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+    total: np.ndarray = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+    return total
 
 
 def similarity(query: np.ndarray, gallery: np.ndarray, metric: str) -> np.ndarray:
@@ -26,7 +27,8 @@ def similarity(query: np.ndarray, gallery: np.ndarray, metric: str) -> np.ndarra
     inner = fixed_sum(q * x)
     if metric == "ip":
         return inner
-    return inner / (np.sqrt(fixed_sum(q * q)) * np.sqrt(fixed_sum(x * x)))
+    cosine: np.ndarray = inner / (np.sqrt(fixed_sum(q * q)) * np.sqrt(fixed_sum(x * x)))
+    return cosine
 
 
 def knn(

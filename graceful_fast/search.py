@@ -49,10 +49,10 @@ def knn(
 ) -> Neighbors:
     """Exact k nearest neighbours of each query in the gallery.
 
-    Scores are defined in float64 on the values as given: ip = sum q_i x_i, l2 = sum (q_i - x_i)^2, cosine =
-    ip / (sqrt(q.q) sqrt(x.x)), each sum in eight lanes i mod 8, then ((0+1)+(2+3))+((4+5)+(6+7)). Equal scores rank by the
-    smaller index. A float32 scan with a proven error bound finds the candidates and float64 settles them, so the answer is
-    the same, bit for bit, for every CPU, number of threads and order of queries.
+    Scores are defined in float64 on the values as given: ip = sum q_i x_i, l2 = sum (q_i - x_i)^2,
+    cosine = ip / (sqrt(q.q) sqrt(x.x)), each sum in eight lanes i mod 8, then ((0+1)+(2+3))+((4+5)+(6+7)). Equal scores
+    rank by the smaller index. A float32 scan with a proven error bound finds the candidates, float64 settles them: the
+    answer is the same, bit for bit, for every CPU, number of threads and order of queries.
 
     Args:
         queries: (Q, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Q may be 0.
@@ -67,12 +67,12 @@ def knn(
         info: also fill `.info`: the scan, the instruction set, and how many scores float64 settled.
 
     Returns:
-        Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays of
-        the queries' kind. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
+        Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays
+        of the queries' kind. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
 
     Raises:
-        ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a zero vector
-            under "cosine".
+        ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
+            zero vector under "cosine".
         TypeError: a wrong type or dtype.
 
     Example:
@@ -80,7 +80,7 @@ def knn(
         >>> import graceful_fast as gf
         >>> gallery = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
         >>> gf.knn(np.array([[2, 1]], dtype=np.float32), gallery, k=2, metric="l2").indices
-        array([[0, 2]])
+        array([[2, 0]])
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     check_choice("scan", scan, ("auto", "float32"))

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ScanCase:
-    """Queries and a gallery for a search; `build` gets a generator and returns both, float32 unless it says otherwise."""
+    """Queries and a gallery for a search; `build` gets a generator and returns both."""
 
     name: str
     k: int
@@ -46,7 +46,9 @@ def _constant(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _each_better(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Every row beats all before it, for every query and metric."""
     query = rng.random((1, 20)) + 1
-    rows = query * np.linspace(0.1, 0.9, 2500)[:, None] + rng.standard_normal((1, 20)) * np.linspace(1, 0, 2500)[:, None]
+    rows = (
+        query * np.linspace(0.1, 0.9, 2500)[:, None] + rng.standard_normal((1, 20)) * np.linspace(1, 0, 2500)[:, None]
+    )
     return np.repeat(query, 7, 0).astype(np.float32), rows.astype(np.float32)
 
 

@@ -1,5 +1,6 @@
 """scan: the k nearest neighbours are exactly those of the float64 definition, whatever the data and the machine."""
 
+import doctest
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 import graceful_fast as gf
-from graceful_fast import reference
+from graceful_fast import reference, search
 
 METRICS = ("cosine", "ip", "l2")
 RUNS = [pytest.param(case, metric, id=f"{case.name}-{metric}") for case in SCAN_CASES for metric in case.metrics]
@@ -89,8 +90,8 @@ def test_any_small_search_is_exact(seed, queries, rows, dim, levels, dtype, metr
     x = ((rng.integers(0, levels, (rows, dim)) - shift) / 8).astype(dtype)
     labels = {"query_ids": rng.integers(0, 9, queries), "gallery_ids": rng.integers(0, 9, rows)}
     labels |= {"query_groups": rng.integers(0, 4, queries), "gallery_groups": rng.integers(0, 4, rows)}
-    used = {name: labels[name] for name in labels if data.draw(st.sampled_from([0, 1, 2])) and "ids" in name}
-    used = labels if len(used) == 2 else {}
+    kind = data.draw(st.sampled_from(["none", "ids", "groups", "s"]))  # "s": both
+    used = {name: values for name, values in labels.items() if name.endswith(kind)}
     assert_same(gf.knn(q, x, k, metric=metric, **used), reference.knn(q, x, k, metric=metric, **used))
 
 
@@ -187,7 +188,9 @@ def test_autocast_precision_and_denormal_settings_of_the_caller_change_nothing()
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8]
+)
 @pytest.mark.parametrize("count", [3, 11])
 def test_values_of_every_dtype_are_taken_as_they_are(dtype: torch.dtype, metric: str, count: int) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -218,6 +221,10 @@ def test_views_with_strides_and_odd_addresses_are_read_in_place(count: int) -> N
 def test_no_queries_give_an_empty_answer() -> None:
     found = gf.knn(np.zeros((0, 3), np.float32), np.ones((5, 3), np.float32), 2)
     assert found.scores.shape == found.indices.shape == (0, 2)
+
+
+def test_the_example_in_the_docstring_runs() -> None:
+    assert doctest.testmod(search) == doctest.TestResults(failed=0, attempted=4)
 
 
 def test_the_answer_unpacks_and_says_more_when_asked() -> None:
@@ -287,20 +294,36 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (TypeError, r"k: expected an integer, got float", {"k": 2.0}),
         (TypeError, r"queries: expected numbers, got dtype <U4", {"queries": "text"}),
         (TypeError, r"queries: expected a torch tensor, .*, got dict", {"queries": {}}),
-        (TypeError, r"gallery: expected a floating dtype, int8 or uint8, got torch.int64", {"gallery": GOOD.astype(int)}),
+        (
+            TypeError,
+            r"gallery: expected a floating dtype, int8 or uint8, got torch.int64",
+            {"gallery": GOOD.astype(int)},
+        ),
         (TypeError, r"queries: expected a dense tensor", {"queries": torch.ones(8, 3).to_sparse()}),
-        (ValueError, r"queries: expected an array on the CPU, got one on meta", {"queries": torch.ones(8, 3, device="meta")}),
+        (
+            ValueError,
+            r"queries: expected an array on the CPU, got one on meta",
+            {"queries": torch.ones(8, 3, device="meta")},
+        ),
         (ValueError, r"queries: row 2: expected finite numbers, .* \(8, 3\)", {"queries": spoiled(2, np.nan)}),
         (ValueError, r"gallery: row 5: expected finite numbers", {"gallery": spoiled(5, -np.inf)}),
         (ValueError, r"gallery: row 5: expected finite numbers", {"gallery": spoiled(5, np.nan, np.float16)}),
         (ValueError, r"gallery: row 5: expected finite numbers", {"gallery": spoiled(5, np.nan), "queries": GOOD[:1]}),
-        (ValueError, r"gallery: row 7000: expected finite", {"gallery": spoiled(7000, np.nan, rows=9000), "queries": GOOD[:1]}),
+        (
+            ValueError,
+            r"gallery: row 7000: expected finite",
+            {"gallery": spoiled(7000, np.nan, rows=9000), "queries": GOOD[:1]},
+        ),
         (ValueError, r"gallery: row 4: cosine of a zero vector", {"gallery": spoiled(4, 0), "metric": "cosine"}),
         (ValueError, r"queries: row 1: cosine of a zero vector", {"queries": spoiled(1, 0), "metric": "cosine"}),
         (ValueError, r"queries: row 6: expected a norm below", {"queries": spoiled(6, 1e200, np.float64)}),
         (ValueError, r"gallery_ids: expected together with query_ids, got None", {"query_ids": range(8)}),
         (ValueError, r"query_groups: expected together with gallery_groups", {"gallery_groups": np.arange(8)}),
-        (ValueError, r"query_ids: expected shape \(8,\), got \(7,\)", {"query_ids": np.arange(7), "gallery_ids": np.arange(8)}),
+        (
+            ValueError,
+            r"query_ids: expected shape \(8,\), got \(7,\)",
+            {"query_ids": np.arange(7), "gallery_ids": np.arange(8)},
+        ),
         (TypeError, r"gallery_ids: expected integers", {"query_ids": np.arange(8), "gallery_ids": np.ones(8)}),
     ],
 )

@@ -12,14 +12,14 @@
 namespace graceful_fast {
 namespace {
 
-constexpr int64_t kQueriesATask = 128;     // fewer, and packing the gallery costs over a tenth of a task
+constexpr int64_t kQueriesATask = 128;       // fewer, and packing the gallery costs over a tenth of a task
 constexpr int64_t kMostQueriesATask = 4096;  // bounds the candidates in memory; each block reads the gallery once
-constexpr int64_t kRowsATask = 4096;       // fewer, and warming up the thresholds costs more than a thread brings
+constexpr int64_t kRowsATask = 4096;         // fewer, and warming up the thresholds costs more than a thread brings
 
 Rows rows(const Tensor& tensor, const char* name) {
   GF_CHECK(tensor.dim() == 2, "scan", name, ": expected shape (rows, dim)");
-  GF_CHECK(tensor.numel() == 0 || tensor.size(1) == 1 || tensor.stride(1) == 1, "scan", name, ": expected unit stride within a row, got ",
-           tensor.stride(1));
+  GF_CHECK(tensor.numel() == 0 || tensor.size(1) == 1 || tensor.stride(1) == 1, "scan", name,
+           ": expected unit stride within a row, got ", tensor.stride(1));
   const ScalarType dtype = tensor.scalar_type();
   const Element type = dtype == ScalarType::Double     ? Element::float64
                        : dtype == ScalarType::Half     ? Element::float16
@@ -31,14 +31,17 @@ Rows rows(const Tensor& tensor, const char* name) {
 
 const int64_t* labels(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
   if (!tensor) return nullptr;
-  GF_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == ScalarType::Long && tensor->is_contiguous(),
+  GF_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == ScalarType::Long &&
+               tensor->is_contiguous(),
            "scan", name, ": expected a contiguous int64 vector of ", count);
   return pointer<int64_t>(*tensor);
 }
 
-// (scores, indices, status: [bad argument (1 queries, 2 gallery) or 0, its first bad row, fault, rows settled in float64])
+// (scores, indices, status: [bad argument (1 queries, 2 gallery) or 0, its first bad row, fault, rows settled in
+// float64])
 std::tuple<Tensor, Tensor, Tensor> scan_collect(const Tensor& queries, const Tensor& gallery, int64_t k, int64_t metric,
-                                                const std::optional<Tensor>& query_ids, const std::optional<Tensor>& gallery_ids,
+                                                const std::optional<Tensor>& query_ids,
+                                                const std::optional<Tensor>& gallery_ids,
                                                 const std::optional<Tensor>& query_groups,
                                                 const std::optional<Tensor>& gallery_groups) {
   CollectParams params{};
@@ -47,8 +50,8 @@ std::tuple<Tensor, Tensor, Tensor> scan_collect(const Tensor& queries, const Ten
   params.dim = queries.size(1);
   params.k = k;
   const int64_t q = params.queries.count, n = params.gallery.count;
-  GF_CHECK(params.dim >= 1 && gallery.size(1) == params.dim, "scan", "expected (Q, dim) and (N, dim) with dim at least 1, got dims ",
-           params.dim, " and ", gallery.size(1));
+  GF_CHECK(params.dim >= 1 && gallery.size(1) == params.dim, "scan",
+           "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", params.dim, " and ", gallery.size(1));
   GF_CHECK(k >= 1 && k <= n, "scan", "k: expected 1 to ", n, ", got ", k);
   GF_CHECK(metric >= 0 && metric <= 2, "scan", "metric: expected 0 (ip), 1 (l2) or 2 (cosine), got ", metric);
   GF_CHECK(bool(query_ids) == bool(gallery_ids) && bool(query_groups) == bool(gallery_groups), "scan",
@@ -68,7 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> scan_collect(const Tensor& queries, const Ten
 
   const ScanKernels& kernels = GF_CHOOSE_TABLE(scan);
   const int64_t threads = torch::stable::get_num_threads();
-  params.query_parts = std::max((q + kMostQueriesATask - 1) / kMostQueriesATask, std::min(threads, (q + kQueriesATask - 1) / kQueriesATask));
+  params.query_parts = std::max((q + kMostQueriesATask - 1) / kMostQueriesATask,
+                                std::min(threads, (q + kQueriesATask - 1) / kQueriesATask));
   const int64_t most_ranges = std::max<int64_t>(1, n / std::max(kRowsATask, 8 * k));
   params.gallery_parts = std::min((threads + params.query_parts - 1) / params.query_parts, most_ranges);
   params.gallery_scale = kernels.typical_scale(params.gallery, params.dim);

@@ -12,7 +12,7 @@ enum class Metric { ip, l2, cosine };  // as numbered in graceful_fast/_ops.py
 enum class Fault : int64_t { none, not_finite, zero, too_large };
 
 struct Rows {
-  const void* data;  // (count, dim), unit stride within a row
+  const void* data;    // (count, dim), unit stride within a row
   int64_t row_stride;  // elements
   int64_t count;
   Element type;
@@ -31,7 +31,7 @@ struct CollectParams {
   int64_t* rows;                      // [Q, gallery_parts, k] out: gallery rows, -1 where there is none
 };
 
-struct CollectReport {  // what one task found
+struct CollectReport {           // what one task found
   int64_t query = -1, row = -1;  // first bad query, first bad gallery row
   Fault query_fault = Fault::none, row_fault = Fault::none;
   int64_t settled = 0;  // float64 scores computed

@@ -1,8 +1,9 @@
 // scan, the ending `collect`: of each query the rows that may still be among its k best, in bounded memory.
 //
-// A candidate's definition lies within `error` of its scan score. floor = the k-th largest lower bound seen so far, of this
-// task or another: a row whose upper bound is below it is out for good. A full buffer is cut by the floor; if that does
-// not help (ties, near-duplicates) it is settled in float64 and cut to the k best, so it never holds more than `capacity`.
+// A candidate's definition lies within `error` of its scan score. floor = the k-th largest lower bound seen so far, of
+// this task or another: a row whose upper bound is below it is out for good. A full buffer is cut by the floor; if that
+// does not help (ties, near-duplicates) it is settled in float64 and cut to the k best, so it never holds more than
+// `capacity`.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -23,7 +24,8 @@ inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (size_t(count) * sizeof(T) + 127) / 64 * 64))) {
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(64, (size_t(count) * sizeof(T) + 127) / 64 * 64))) {
     if (!data_) throw std::bad_alloc();
   }
   Buffer(const Buffer&) = delete;
@@ -194,9 +196,12 @@ class Collector {
 
   static constexpr int64_t kAhead = 4;  // rows: about the latency of memory over the time of one row
 
-  const T* gallery_row(int64_t row) const { return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride; }
+  const T* gallery_row(int64_t row) const {
+    return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride;
+  }
 
-  void prefetch(const T* row) const {  // candidates lie anywhere; the hardware follows a row by itself after a few lines
+  void prefetch(
+      const T* row) const {  // candidates lie anywhere; the hardware follows a row by itself after a few lines
     const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 512);
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
   }

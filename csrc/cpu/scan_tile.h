@@ -8,9 +8,9 @@
 namespace graceful_fast {
 namespace {
 
-// A tile is kM queries x kN rows of accumulators, two vectors wide. 2 FMA ports x 4 cycles = 8 chains hide the latency, the
-// registers set the limit: AVX-512 has 32 (28 + 2 of the panel + 1 broadcast), NEON 32 (24 + 2 + broadcasts), AVX2 and
-// SSE 16 (12 + 2 + 1).
+// A tile is kM queries x kN rows of accumulators, two vectors wide. 2 FMA ports x 4 cycles = 8 chains hide the latency,
+// the registers set the limit: AVX-512 has 32 (28 + 2 of the panel + 1 broadcast), NEON 32 (24 + 2 + broadcasts), AVX2
+// and SSE 16 (12 + 2 + 1).
 #if defined(__AVX512F__)
 constexpr int kM = 14;
 #elif defined(__aarch64__)
@@ -36,8 +36,8 @@ inline __attribute__((always_inline)) uint32_t bits(Ints mask) {  // bit i: lane
 #endif
 }
 
-// scores[r][j] = start[j] + sum_i queries[i][r] rows[i][j]; bit j of reached[r]: it reaches the threshold of query r. False, and
-// nothing is stored, if none does.
+// scores[r][j] = start[j] + sum_i queries[i][r] rows[i][j]; bit j of reached[r]: it reaches the threshold of query r.
+// False, and nothing is stored, if none does.
 inline bool tile(const float* queries, const float* rows, int64_t dim, const float* start, const float* threshold,
                  float* scores, uint32_t* reached) {
   Floats sums[kM][2];
@@ -104,15 +104,18 @@ inline void scale_row(const T* x, int64_t dim, double scale, float* to) {
   for (int64_t i = dim; i % 4; ++i) to[i] = 0;
 }
 
-// panel[i][column .. column+3] = rows[0..3][i] for i < dim; width: columns of the panel. Rows are padded to a multiple of 4.
+// panel[i][column .. column+3] = rows[0..3][i] for i < dim; width: columns of the panel. Rows are padded to a multiple
+// of 4.
 inline void interleave4(const float* const* rows, int64_t dim, float* panel, int64_t width) {
   using Four = Lanes<float, 4>;
   for (int64_t i = 0; i < dim; i += 4) {
-    const Four a = load<Four>(rows[0] + i), b = load<Four>(rows[1] + i), c = load<Four>(rows[2] + i), d = load<Four>(rows[3] + i);
+    const Four a = load<Four>(rows[0] + i), b = load<Four>(rows[1] + i), c = load<Four>(rows[2] + i),
+               d = load<Four>(rows[3] + i);
     const Four ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
     const Four cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    const Four column[4] = {__builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
-                            __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
+    const Four column[4] = {
+        __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+        __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
     const int64_t end = dim - i < 4 ? dim - i : 4;
     for (int64_t j = 0; j < end; ++j) store(panel + (i + j) * width, column[j]);
   }

@@ -1,20 +1,24 @@
 // How far a float32 scan score may be from the float64 definition.
 //
-// u = 2^-24, w = 2^-53, gamma_n(u) = n u / (1 - n u). A row x is scanned as p = fl32(m x), a query q as r = fl32(m' q); m and m'
-// are powers of two (ip, l2) or 1/norm (cosine). All below is in scaled units: R >= |m' q|, X >= |m x|.
+// u = 2^-24, w = 2^-53, gamma_n(u) = n u / (1 - n u). A row x is scanned as p = fl32(m x), a query q as r = fl32(m' q);
+// m and m' are powers of two (ip, l2) or 1/norm (cosine). All below is in scaled units: R >= |m' q|, X >= |m x|.
 //
 //   packing     |p.r - (m x).(m' q)|                     <= (2u + u^2) R X                             (Cauchy-Schwarz)
 //   the sum     D products, their sums in any order, at most 4 more roundings (the factor 1/norm, the start value):
-//                                                           gamma_{D+4}(u) (1+u)^2 R X, for l2 also of the start value X^2/2
+//                                                           gamma_{D+4}(u) (1+u)^2 R X, for l2 also of the start value
+//                                                           X^2/2
 //   together, generously                                    gamma_{D+8}(u) (R X + [l2] X^2/2)
-//   definition  ip: gamma_D(w) R X; cosine: gamma_{D+8}(w), norms included; l2: the score is q.x - |x|^2/2, the definition stands for
-//               (QQ - |q-x|^2)/2 with QQ the rounded q.q, one constant of the query: gamma_D(w) R^2/2 + gamma_{D+2}(w) (R+X)^2/2
+//   definition  ip: gamma_D(w) R X; cosine: gamma_{D+8}(w), norms included; l2: the score is q.x - |x|^2/2, the
+//   definition stands for
+//               (QQ - |q-x|^2)/2 with QQ the rounded q.q, one constant of the query: gamma_D(w) R^2/2 + gamma_{D+2}(w)
+//               (R+X)^2/2
 //   together, generously                                    8 gamma_{D+8}(w) (R + X)^2
-//   underflow   each of 3D roundings may lose 2^-126 (flushed), each factor p_i or r_i 2^-126 of its own, and rows scanned in
+//   underflow   each of 3D roundings may lose 2^-126 (flushed), each factor p_i or r_i 2^-126 of its own, and rows
+//   scanned in
 //               place carry m <= 2^30 outside the sum:      D 2^-90 (1 + R + X)
 //
-// Overflow: scaled norms stay below 2^60, so no float32 result exceeds 2^121. A row or query beyond, one whose scale would
-// make float64 underflow, and D > 2^21 get the bound infinity: float64 settles them.
+// Overflow: scaled norms stay below 2^60, so no float32 result exceeds 2^121. A row or query beyond, one whose scale
+// would make float64 underflow, and D > 2^21 get the bound infinity: float64 settles them.
 #pragma once
 #include <cstdint>
 
@@ -47,7 +51,9 @@ struct Bound {
 };
 
 // A norm rounded up, never 0. `squared`: a float64 sum of squares in any order, D <= kLargestDim.
-inline double norm_above(double squared, double scale) { return __builtin_sqrt(squared) * scale * (1 + 0x1p-20) + 0x1p-100; }
+inline double norm_above(double squared, double scale) {
+  return __builtin_sqrt(squared) * scale * (1 + 0x1p-20) + 0x1p-100;
+}
 
 }  // namespace
 }  // namespace graceful_fast

@@ -2,8 +2,9 @@
 //
 //   ip = sum q_i x_i      l2 = sum (q_i - x_i)^2      cosine = ip / (sqrt(q.q) sqrt(x.x))
 //
-// Eight lanes i mod 8, each from +0.0 in ascending i, then ((0+1)+(2+3))+((4+5)+(6+7)); every difference, product and sum is
-// rounded on its own (the build has -ffp-contract=off). A lane never holds -0.0, so padding with zeros changes no bit.
+// Eight lanes i mod 8, each from +0.0 in ascending i, then ((0+1)+(2+3))+((4+5)+(6+7)); every difference, product and
+// sum is rounded on its own (the build has -ffp-contract=off). A lane never holds -0.0, so padding with zeros changes
+// no bit.
 #pragma once
 #include <cstdint>
 
@@ -66,7 +67,8 @@ inline __attribute__((always_inline)) double fixed_sum(const T* x, int64_t dim, 
 // q: the query widened to float64 and padded with zeros to a multiple of 8.
 template <class T>
 inline double inner_product(const double* q, const T* x, int64_t dim) {
-  return fixed_sum(x, dim, [q](Doubles v, int64_t i) __attribute__((always_inline)) { return load_doubles(q + i) * v; });
+  return fixed_sum(x, dim,
+                   [q](Doubles v, int64_t i) __attribute__((always_inline)) { return load_doubles(q + i) * v; });
 }
 
 template <class T>
