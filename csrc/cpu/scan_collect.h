@@ -60,14 +60,14 @@ struct Query {
 template <class T>
 class Collector {
  public:
-  Collector(const CollectParams& params, int64_t first, int64_t count, CollectReport& report)
+  Collector(const CollectParams& params, int64_t first, int64_t count, bool in_place, CollectReport& report)
       : queries(count),
+        bound(params.dim, params.metric == Metric::l2, in_place),
         p_(params),
         first_(first),
         // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. 32 keeps cuts rare for small k.
         capacity_(least(2 * params.k, params.gallery.count) + 32),
         kept_((capacity_ + params.k) / 2),
-        bound_(params.dim, params.metric == Metric::l2),
         candidates_(count * capacity_),
         settled_(capacity_),
         bounds_(capacity_),
@@ -76,7 +76,7 @@ class Collector {
 
   // The scan score from which a row of norm at most `row_norm` may matter to query i, rounded down to float32.
   float threshold(int64_t i, double row_norm) const {
-    const double limit = queries[i].floor - bound_.error(queries[i].norm, row_norm);
+    const double limit = queries[i].floor - bound.error(queries[i].norm, row_norm);
     return float(limit - (limit < 0 ? -limit : limit) * 0x1p-22 - 0x1p-100);
   }
 
@@ -93,7 +93,7 @@ class Collector {
   // Offers a row to query i; true if the floor may have risen.
   bool add(int64_t i, int64_t row, float score, double row_norm) {
     Query& query = queries[i];
-    const double error = bound_.error(query.norm, row_norm) * (1 + 0x1p-22);
+    const double error = bound.error(query.norm, row_norm) * (1 + 0x1p-22);
     if (score + error < query.floor || excluded(i, row)) return false;
     candidates_[i * capacity_ + query.count++] = {score, float(error), row};
     if (query.count < capacity_) return false;
@@ -112,6 +112,7 @@ class Collector {
   }
 
   Buffer<Query> queries;
+  const Bound bound;
 
  private:
   bool excluded(int64_t i, int64_t row) const {
@@ -208,7 +209,6 @@ class Collector {
 
   const CollectParams& p_;
   const int64_t first_, capacity_, kept_;
-  const Bound bound_;
   Buffer<Candidate> candidates_;  // [queries, capacity]
   Buffer<Settled> settled_;       // [capacity] of the query being settled
   Buffer<double> bounds_;         // [capacity] of the query being cut

@@ -6,6 +6,8 @@
 //   3. a tile none of whose scores reaches its query's threshold is forgotten; the others offer theirs to the
 //   collector.
 // Up to kDirect queries the rows are not packed but read where they lie: memory is the limit there.
+#include <type_traits>
+
 #include "cpu/scan.h"
 #include "cpu/scan_collect.h"
 #include "cpu/scan_measure.h"
@@ -48,7 +50,7 @@ class Scan {
         chunk_(most(1, least(kMaxChunk, kChunkBytes / (4 * params.dim)) / kN) * kN),
         padded_((params.dim + 3) / 4 * 4),
         report_(report),
-        collector_(params, task.query_begin, count_, report),
+        collector_(params, task.query_begin, count_, count_ <= kDirect, report),
         queries_(panels_ * kM * params.dim),
         rows_(chunk_ * params.dim),
         scaled_(kN * padded_),
@@ -186,16 +188,11 @@ class Scan {
     for (int64_t slot = 0; slot < count; slot += 4) {
       const int64_t columns = least(4, count - slot);
       const float* lines[4];
-      float factors[4];
-      for (int64_t j = 0; j < 4; ++j) {
-        double scale = 0;
-        if (j < columns && !measure(first + slot + j, slot + j, scale)) return false;
-        lines[j] =
-            in_place(gallery_row(first + slot + least(j, columns - 1)), scale, factors[j], scaled_ + j * padded_);
-      }
+      float factors[4], scores[4];
+      const bool ordinary = measure_in_place(first + slot, slot, columns, lines, factors, scores);
+      if (!ordinary && !copy_rows(first + slot, slot, columns, lines, factors)) return false;
       for (int64_t i = 0; i < count_; ++i) {
-        float scores[4];
-        dots(queries_ + i * p_.dim, lines, p_.dim, scores);
+        if (i > 0 || !ordinary) dots<false>(queries_ + i * p_.dim, lines, p_.dim, scores, nullptr);
         for (int64_t j = 0; j < columns; ++j) {
           collector_.add(i, first + slot + j, scores[j] * factors[j] + starts_[slot + j], norms_[slot + j]);
         }
@@ -204,17 +201,38 @@ class Scan {
     return true;
   }
 
-  // The row itself and the factor that is left to apply, or its scaled copy and 1.
-  const float* in_place(const T* x, double scale, float& factor, float* copy) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (scale > 0x1p-30 && scale < 0x1p30) {
-        factor = float(scale);
-        return x;
+  // Four rows as they lie: their norms in the same pass as the scores of the first query. False if float32 cannot be
+  // trusted with the values as they are (or they are no float32): then nothing of it is used.
+  bool measure_in_place(int64_t first, int64_t slot, int64_t columns, const float** lines, float* factors,
+                        float* scores) {
+    if constexpr (!std::is_same_v<T, float>) {
+      return false;
+    } else {
+      for (int64_t j = 0; j < 4; ++j) lines[j] = gallery_row(first + least(j, columns - 1));
+      float squares[4];
+      dots<true>(queries_, lines, p_.dim, scores, squares);
+      for (int64_t j = 0; j < columns; ++j) {
+        if (!(squares[j] > 0x1p-59f && squares[j] < 0x1p59f)) return false;
+        const Measure measure = measure_row(squares[j], p_);
+        if (!(measure.scale > 0x1p-30 && measure.scale < 0x1p30)) return false;
+        factors[j] = float(measure.scale);
+        norms_[slot + j] = measure.norm * collector_.bound.norm_slack;
+        starts_[slot + j] = measure.start;
       }
+      return true;
     }
-    factor = 1;
-    scale_row(x, p_.dim, scale, copy);
-    return copy;
+  }
+
+  // Four rows measured in float64, scaled and rounded to float32. False on a bad row.
+  bool copy_rows(int64_t first, int64_t slot, int64_t columns, const float** lines, float* factors) {
+    for (int64_t j = 0; j < 4; ++j) {
+      double scale = 0;
+      if (j < columns && !measure(first + j, slot + j, scale)) return false;
+      lines[j] = scaled_ + j * padded_;
+      factors[j] = 1;
+      scale_row(gallery_row(first + least(j, columns - 1)), p_.dim, scale, scaled_ + j * padded_);
+    }
+    return true;
   }
 
   const CollectParams& p_;

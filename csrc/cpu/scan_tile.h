@@ -73,27 +73,41 @@ inline bool tile(const float* queries, const float* rows, int64_t dim, const flo
   return true;
 }
 
-// Four rows x one query where they lie: for so few queries that packing would cost more than it saves.
-inline void dots(const float* query, const float* const* rows, int64_t dim, float* scores) {
-  Floats sums[4][2];
+template <int lanes>
+inline __attribute__((always_inline)) float sum(Lanes<float, lanes> v) {
+  if constexpr (lanes == 2) {
+    return v[0] + v[1];
+  } else {
+    Lanes<float, lanes / 2> half[2];
+    std::memcpy(half, &v, sizeof v);
+    return sum<lanes / 2>(half[0] + half[1]);
+  }
+}
+
+// Four rows x one query where they lie: for so few queries that packing would cost more than it saves. squares[r], if
+// wanted: |rows[r]|^2.
+template <bool wants_squares>
+inline void dots(const float* query, const float* const* rows, int64_t dim, float* scores, float* squares) {
+  Floats sums[4][2], norms[4];
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) sums[r][0] = sums[r][1] = Floats{};
+  for (int r = 0; r < 4; ++r) sums[r][0] = sums[r][1] = norms[r] = Floats{};
   int64_t i = 0;
   for (; i + kN <= dim; i += kN) {
     const Floats query0 = load<Floats>(query + i), query1 = load<Floats>(query + i + kFloats);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      sums[r][0] = fma(query0, load<Floats>(rows[r] + i), sums[r][0]);
-      sums[r][1] = fma(query1, load<Floats>(rows[r] + i + kFloats), sums[r][1]);
+      const Floats row0 = load<Floats>(rows[r] + i), row1 = load<Floats>(rows[r] + i + kFloats);
+      sums[r][0] = fma(query0, row0, sums[r][0]);
+      sums[r][1] = fma(query1, row1, sums[r][1]);
+      if constexpr (wants_squares) norms[r] = fma(row1, row1, fma(row0, row0, norms[r]));
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
-    const Floats both = sums[r][0] + sums[r][1];
-    float sum = 0;
-    for (int j = 0; j < kFloats; ++j) sum += both[j];
-    for (int64_t j = i; j < dim; ++j) sum += query[j] * rows[r][j];
-    scores[r] = sum;
+    float score = sum<kFloats>(sums[r][0] + sums[r][1]), square = sum<kFloats>(norms[r]);
+    for (int64_t j = i; j < dim; ++j) score += query[j] * rows[r][j], square += rows[r][j] * rows[r][j];
+    scores[r] = score;
+    if constexpr (wants_squares) squares[r] = square;
   }
 }
 

@@ -17,6 +17,10 @@
 //   scanned in
 //               place carry m <= 2^30 outside the sum:      D 2^-90 (1 + R + X)
 //
+//   rows scanned in place are measured in float32: |x|^2 is off by gamma_{D+4}(u), so are the factor 1/norm, the start
+//               value and X itself:                         gamma_{D+8}(u) (R X + [l2] X^2/2) once more, X times 1 +
+//               gamma
+//
 // Overflow: scaled norms stay below 2^60, so no float32 result exceeds 2^121. A row or query beyond, one whose scale
 // would make float64 underflow, and D > 2^21 get the bound infinity: float64 settles them.
 #pragma once
@@ -32,11 +36,13 @@ constexpr double kLargestSquare = 0x1p1020;  // of a norm: beyond, the definitio
 
 struct Bound {
   double product, square, exact, tiny;
+  double norm_slack;  // what a norm from a float32 sum of squares must be multiplied with
 
-  Bound(int64_t dim, bool l2) {
+  Bound(int64_t dim, bool l2, bool in_place) {
     const double n = double(dim) + 8;
     const double u = dim > kLargestDim ? __builtin_inf() : n * 0x1p-24 / (1 - n * 0x1p-24);
-    product = u * (1 + 0x1p-20);  // the arithmetic of this very bound rounds, too
+    norm_slack = in_place ? 1 + u : 1;
+    product = (in_place ? 2 : 1) * u * (1 + 0x1p-20);  // the arithmetic of this very bound rounds, too
     square = l2 ? product / 2 : 0;
     exact = 8 * n * 0x1p-53 * (1 + 0x1p-20);
     tiny = double(dim) * 0x1p-90;
