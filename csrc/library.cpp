@@ -13,4 +13,9 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
   m.def(
       "distill_backward(Tensor grad_output, Tensor new_logits, Tensor old_logits, Tensor target, Tensor statistics, "
       "int divergence, float temperature, float label_smoothing) -> Tensor");
+
+  // The k best gallery rows of each query. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
+  m.def(
+      "scan_collect(Tensor queries, Tensor gallery, int k, int metric, Tensor? query_ids, Tensor? gallery_ids, "
+      "Tensor? query_groups, Tensor? gallery_groups) -> (Tensor scores, Tensor indices, Tensor status)");
 }

@@ -147,3 +147,43 @@ def distill(
     else:
         loss = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)[0]
     return loss
+
+
+# --- scan -------------------------------------------------------------------------------------------------------------
+
+METRICS = {"ip": 0, "l2": 1, "cosine": 2}
+"""Numbers of the metrics, as in csrc/cpu/scan.h."""
+
+
+@torch.library.register_fake("graceful_fast::scan_collect")
+def _scan_collect_fake(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    k: int,
+    metric: int,
+    query_ids: torch.Tensor | None,
+    gallery_ids: torch.Tensor | None,
+    query_groups: torch.Tensor | None,
+    gallery_groups: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = (queries.shape[0], k)
+    return (
+        queries.new_empty(shape, dtype=torch.float32),
+        queries.new_empty(shape, dtype=torch.int64),
+        queries.new_empty(4, dtype=torch.int64),
+    )
+
+
+def scan_collect(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    k: int,
+    metric: str,
+    ids: tuple[torch.Tensor | None, torch.Tensor | None],
+    groups: tuple[torch.Tensor | None, torch.Tensor | None],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores, indices and status of the k best gallery rows of each query; see csrc/cpu/scan.cpp."""
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _ops.scan_collect.default(
+        queries, gallery, k, METRICS[metric], *ids, *groups
+    )
+    return found

@@ -1,0 +1,108 @@
+// scan, rows before their products: what is wrong with a row, how it is scaled to float32, how long it is.
+#pragma once
+#include <cstdint>
+
+#include "cpu/scan_collect.h"
+#include "math/bound.h"
+#include "math/settle.h"
+
+namespace graceful_fast {
+namespace {
+
+// Default rounding, denormals kept: torch.set_flush_denormal on the caller's threads must not change a definition.
+class DefaultRounding {
+#if defined(__x86_64__)
+ public:
+  DefaultRounding() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultRounding() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+ public:
+  DefaultRounding() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
+  }
+  ~DefaultRounding() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+inline double power_of_two(int exponent) { return __builtin_ldexp(1.0, exponent); }
+
+// 2^e with norm * 2^e in [0.5, 1); 1 for a norm of 0 and for what is reported as bad anyway.
+inline double scale_of(double squared) {
+  if (!(squared > 0 && squared <= kLargestSquare)) return 1;
+  int exponent;
+  __builtin_frexp(__builtin_sqrt(squared), &exponent);
+  return power_of_two(-exponent);
+}
+
+inline bool extreme(double scale) { return scale > 0x1p400 || scale < 0x1p-400; }
+static_assert(kLargestExponent == 400);
+
+inline double typical_scale(const Rows& rows, int64_t dim) {
+  const DefaultRounding rounding;
+  return with_type(rows, [&](const auto* data) {
+    constexpr int64_t kSamples = 64;
+    double largest = 0;
+    for (int64_t s = 0; s < least(kSamples, rows.count); ++s) {
+      const int64_t row = rows.count <= kSamples ? s : s * (rows.count / kSamples);
+      const double squared = squared_norm(data + row * rows.row_stride, dim);
+      if (squared > largest && squared <= kLargestSquare) largest = squared;
+    }
+    return scale_of(largest);
+  });
+}
+
+template <class T>
+Fault fault_of(const T* x, int64_t dim, double squared, Metric metric) {
+  if (squared == 0) return metric == Metric::cosine ? Fault::zero : Fault::none;
+  if (squared <= kLargestSquare) return Fault::none;
+  for (int64_t i = 0; i < dim; ++i) {
+    const double value = widen(x[i]);
+    if (!(value - value == 0)) return Fault::not_finite;
+  }
+  return Fault::too_large;
+}
+
+// What the scan needs to know of a row besides its values.
+struct Measure {
+  double scale, norm;  // norm: scaled, rounded up; infinity: the float32 scan cannot hold it
+  float start;         // where its sums start: l2 -|x|^2/2, else 0
+};
+
+inline Measure measure_row(double squared, const CollectParams& p) {
+  if (p.metric == Metric::cosine) {
+    if (squared < 0x1p-800 || squared > 0x1p800) return {0, __builtin_inf(), 0};
+    return {1 / __builtin_sqrt(squared), 1 + 0x1p-20, 0};
+  }
+  const double norm = norm_above(squared, p.gallery_scale);
+  if (!(norm <= kLargestNorm) || extreme(p.gallery_scale)) return {0, __builtin_inf(), 0};
+  const double half = squared * p.gallery_scale * p.gallery_scale / 2;
+  return {p.gallery_scale, norm, p.metric == Metric::l2 ? float(-half) : 0};
+}
+
+inline Query measure_query(double squared, const CollectParams& p, double& scale) {
+  Query query{__builtin_inf(), squared, 1, -__builtin_inf(), 0};
+  scale = 0;
+  if (p.metric == Metric::cosine) {
+    if (squared < 0x1p-800 || squared > 0x1p800) return query;
+    scale = 1 / __builtin_sqrt(squared);
+    query.norm = 1 + 0x1p-20;
+    return query;
+  }
+  const double wanted = p.metric == Metric::l2 ? p.query_scale : scale_of(squared);
+  const double norm = norm_above(squared, wanted);
+  query.unit = wanted * p.gallery_scale;
+  if (!(norm <= kLargestNorm) || extreme(wanted)) return query;
+  query.norm = norm;
+  scale = wanted;
+  return query;
+}
+
+}  // namespace
+}  // namespace graceful_fast

@@ -1,0 +1,172 @@
+"""Exact search: the k nearest gallery rows of each query."""
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ._arrays import as_tensor, like
+
+if TYPE_CHECKING:
+    import torch
+
+Metric = Literal["cosine", "ip", "l2"]
+Scan = Literal["auto", "float32"]
+
+_FAULTS = {
+    1: "expected finite numbers, got NaN or infinity",
+    2: "cosine of a zero vector is undefined, got norm 0",
+    3: "expected a norm below 2^510, got one whose square leaves the range of float64",
+}
+
+
+class _Pair(NamedTuple):
+    scores: Any
+    indices: Any
+
+
+class Neighbors(_Pair):
+    """The best gallery rows of each query, best first.
+
+    Attributes:
+        scores: (Q, k) float32; for "l2" squared distances, smallest first.
+        indices: (Q, k) int64 gallery rows, -1 where fewer than k rows are allowed.
+        info: facts about the search when asked for, else None.
+    """
+
+    info: dict[str, Any] | None = None
+
+
+def knn(
+    queries: Any,
+    gallery: Any,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    scan: Scan = "auto",
+    query_ids: Any = None,
+    gallery_ids: Any = None,
+    query_groups: Any = None,
+    gallery_groups: Any = None,
+    info: bool = False,
+) -> Neighbors:
+    """Exact k nearest neighbours of each query in the gallery.
+
+    Scores are defined in float64 on the values as given: ip = sum q_i x_i, l2 = sum (q_i - x_i)^2,
+    cosine = ip / (sqrt(q.q) sqrt(x.x)), each sum in eight lanes i mod 8, then ((0+1)+(2+3))+((4+5)+(6+7)). Equal scores
+    rank by the smaller index. A float32 scan with a proven error bound finds the candidates, float64 settles them: the
+    answer is the same, bit for bit, for every CPU, number of threads and order of queries.
+
+    Args:
+        queries: (Q, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Q may be 0.
+        gallery: (N, D) embeddings, in any of these dtypes.
+        k: how many neighbours, 1 to N.
+        metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
+        scan: precision of the scan: "float32", or "auto" for the fastest there is; never changes the answer.
+        query_ids: (Q,) integers, with `gallery_ids`: a query never finds a row of its own id.
+        gallery_ids: (N,) integers.
+        query_groups: (Q,) integers, with `gallery_groups`: a query never finds a row of its own group.
+        gallery_groups: (N,) integers.
+        info: also fill `.info`: the scan, the instruction set, and how many scores float64 settled.
+
+    Returns:
+        Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays
+        of the queries' kind. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
+
+    Raises:
+        ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
+            zero vector under "cosine".
+        TypeError: a wrong type or dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> import graceful_fast as gf
+        >>> gallery = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
+        >>> gf.knn(np.array([[2, 1]], dtype=np.float32), gallery, k=2, metric="l2").indices
+        array([[2, 0]])
+    """
+    check_choice("metric", metric, ("cosine", "ip", "l2"))
+    check_choice("scan", scan, ("auto", "float32"))
+    q, x = as_embeddings(queries, "queries"), as_embeddings(gallery, "gallery")
+    check_shapes(q, x, k)
+    ids = label_pair("ids", query_ids, gallery_ids, q, x)
+    groups = label_pair("groups", query_groups, gallery_groups, q, x)
+    from . import _ops
+
+    scores, indices, status = _ops.scan_collect(q, x, k, metric, ids, groups)
+    raise_fault(status.tolist(), q, x)
+    found = Neighbors(like(scores, queries), like(indices, queries))
+    if info:
+        found.info = {"scan": "float32", "isa": _ops.isa, "settled": int(status[3])}
+    return found
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def as_embeddings(value: Any, name: str) -> "torch.Tensor":
+    """(rows, dim) on the CPU, floating, of unit stride within a row."""
+    import torch
+
+    tensor = as_tensor(value, name)
+    if tensor.dtype in (torch.int8, torch.uint8):
+        tensor = tensor.float()
+    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name}: expected a floating dtype, int8 or uint8, got {tensor.dtype}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name}: expected an array on the CPU, got one on {tensor.device}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
+    if tensor.ndim != 2:
+        raise ValueError(f"{name}: expected shape (rows, dim), got {tuple(tensor.shape)}")
+    return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def check_shapes(queries: "torch.Tensor", gallery: "torch.Tensor", k: Any) -> None:
+    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
+    shapes = f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)}"
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"gallery: expected the dim of the queries, got {shapes}")
+    if queries.shape[1] == 0:
+        raise ValueError(f"queries: expected a dim of at least 1, got {shapes}")
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
+    if not 1 <= k <= gallery.shape[0]:
+        raise ValueError(f"k: expected 1 to {gallery.shape[0]}, the rows of the gallery, got {k} with {shapes}")
+
+
+def label_pair(
+    kind: str, of_queries: Any, of_gallery: Any, queries: "torch.Tensor", gallery: "torch.Tensor"
+) -> tuple["torch.Tensor | None", "torch.Tensor | None"]:
+    """Ids or groups of both sides as contiguous int64 vectors, or None of both."""
+    if of_queries is None and of_gallery is None:
+        return None, None
+    if of_queries is None or of_gallery is None:
+        given, missing = ("gallery", "query") if of_queries is None else ("query", "gallery")
+        raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
+    return (
+        as_labels(of_queries, f"query_{kind}", queries.shape[0]),
+        as_labels(of_gallery, f"gallery_{kind}", gallery.shape[0]),
+    )
+
+
+def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
+    """A contiguous int64 vector of `count` on the CPU."""
+    import torch
+
+    tensor = as_tensor(value, name)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+    if tuple(tensor.shape) != (count,):
+        raise ValueError(f"{name}: expected shape ({count},), got {tuple(tensor.shape)}")
+    return tensor.to(device="cpu", dtype=torch.int64).contiguous()
+
+
+def raise_fault(status: list[int], queries: "torch.Tensor", gallery: "torch.Tensor") -> None:
+    """ValueError for what the op found in the data."""
+    if status[0]:
+        name = ("queries", "gallery")[status[0] - 1]
+        raise ValueError(
+            f"{name}: row {status[1]}: {_FAULTS[status[2]]} "
+            f"(queries {tuple(queries.shape)}, gallery {tuple(gallery.shape)})"
+        )
