@@ -37,7 +37,7 @@ REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 _FOCUS_BY_WEIGHT = 4
 
 
-@torch.library.register_fake("graceful_fast::distill_forward")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("graceful_fast::distill_forward")
 def _distill_forward_fake(
     new_logits: torch.Tensor,
     old_logits: torch.Tensor,
@@ -60,7 +60,7 @@ def _distill_forward_fake(
     return loss, new_logits.new_empty((n, _ROW_STATISTICS), dtype=torch.float64)
 
 
-@torch.library.register_fake("graceful_fast::distill_backward")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("graceful_fast::distill_backward")
 def _distill_backward_fake(
     grad_output: torch.Tensor,
     new_logits: torch.Tensor,
