@@ -183,7 +183,7 @@ def influence_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
-    workspace_bytes: int = 8 << 20,
+    workspace_bytes: int = 16 << 20,
 ) -> torch.Tensor:
     r"""Cross-entropy of the new features through the frozen old classifier (backward-compatible training).
 
@@ -343,7 +343,7 @@ class InfluenceLoss(torch.nn.Module):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
-        workspace_bytes: int = 8 << 20,
+        workspace_bytes: int = 16 << 20,
     ) -> None:
         super().__init__()
         _check_tensor(old_weight, "old_weight")
