@@ -1,7 +1,7 @@
 """This machine's own files as a labelled test set: the extension names the type.
 
-That truth is noisy: `.pl` is also a table of Unicode properties, `.txt` may hold anything. A model that starts to answer
-by what such a file holds is counted as broken.
+That truth is noisy: `.pl` is also a table of Unicode properties, `.txt` may hold anything. A model that starts to
+answer by what such a file holds is counted as broken.
 """
 
 import os
@@ -29,8 +29,8 @@ KNOWN_TO_BOTH = {
 
 NEW_IN_1_0 = {
     "awk": "awk", "bib": "bib", "cmake": "cmake", "diff": "diff", "f90": "fortran", "lua": "lua", "m4": "m4",
-    "npy": "npy", "npz": "npz", "otf": "otf", "patch": "diff", "scss": "scss", "tcl": "tcl", "toml": "toml", "ts": "typescript",
-    "wasm": "wasm", "woff": "woff", "woff2": "woff2",
+    "npy": "npy", "npz": "npz", "otf": "otf", "patch": "diff", "scss": "scss", "tcl": "tcl", "toml": "toml",
+    "ts": "typescript", "wasm": "wasm", "woff": "woff", "woff2": "woff2",
 }  # fmt: skip
 """Types that only the newer release has a label for: nothing here can break, so they are reported as a group apart."""
 

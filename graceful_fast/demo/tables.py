@@ -32,27 +32,37 @@ def trained(seed: int, seeds: int, model: "Trained", labels: "torch.Tensor") -> 
 def flips(summary: dict[str, dict[str, Any]], seeds: int) -> Table:
     """Accuracy and negative flips of every successor."""
     table = Table(title=f"Classification: what the update breaks ({_range_of(seeds)})", title_justify="left")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for column in ("accuracy %", "NFR %", "relative NFR %"):
         table.add_column(column, justify="right")
     table.add_row("old", _spread(summary["old"]["accuracy"]), "-", "-")
     for name in SUCCESSORS:
         row = summary[name]
-        label = "old recipe, other seed" if name == "reseed" else name
-        table.add_row(label, *(_spread(row[key]) for key in ("accuracy", "nfr", "relative_nfr")))
+        label = "old, reseeded" if name == "reseed" else name
+        table.add_row(
+            label.replace("distillation", "distill."),
+            _spread(row["accuracy"]),
+            _spread(row["nfr"], 2),
+            _spread(row["relative_nfr"]),
+        )
     return table
 
 
 def retrieval(summary: dict[str, dict[str, Any]], seeds: int) -> Table:
     """Search across versions: new queries against the old gallery."""
     table = Table(title=f"Retrieval: hit@1 of query/gallery, % ({_range_of(seeds)})", title_justify="left")
-    table.add_column("model")
-    for column in ("old/old", "new/old", "new/new", "new/old > old/old", "update gain %"):
+    table.add_column("model", no_wrap=True)
+    for column in ("old/old", "new/old", "new/new", "compatible", "gain"):
         table.add_column(column, justify="right")
     for name in ("plain", "focal distillation", "BCT"):
         row = summary[name]
         cells = [_spread(row[key]) for key in ("old/old", "new/old", "new/new")]
-        table.add_row(name, *cells, f"{row['compatible']} of {seeds}", _spread(row["update_gain"]))
+        table.add_row(
+            name.replace("distillation", "distill."),
+            *cells,
+            f"{row['compatible']} of {seeds}",
+            f"{100 * row['update_gain']['mean']:.0f}",
+        )
     return table
 
 
@@ -69,7 +79,8 @@ def in_words(summary: dict[str, dict[str, Any]], seeds: int) -> str:
         f"{mean(distilled, 'nfr')}, at accuracy {mean(distilled, 'accuracy')}.\n"
         f"A query of the new model finds its class in the old gallery in {mean(plain, 'new/old')} of cases after the "
         f"plain update, in {mean(bct, 'new/old')} after BCT; the old model did in {mean(bct, 'old/old')}.\n"
-        f"BCT is compatible in {bct['compatible']} of {seeds} seeds, the plain update in {plain['compatible']}."
+        f"Compatible (new/old > old/old): BCT in {bct['compatible']} of {seeds} seeds, the plain update in "
+        f"{plain['compatible']}. Gain: what share of re-embedding the gallery with the plain model it brings, in %."
     )
 
 
@@ -131,8 +142,9 @@ def facts(report: "UpdateReport") -> dict[str, Any]:
 
 
 def _range_of(seeds: int) -> str:
-    return f"mean and range of {seeds} seeds" if seeds > 1 else "1 seed"
+    return f"mean [range] of {seeds} seeds" if seeds > 1 else "1 seed"
 
 
-def _spread(value: dict[str, float]) -> str:
-    return f"{100 * value['mean']:.2f} [{100 * value['min']:.2f}, {100 * value['max']:.2f}]"
+def _spread(value: dict[str, float], digits: int = 1) -> str:
+    mean, least, most = (f"{100 * value[key]:.{digits}f}" for key in ("mean", "min", "max"))
+    return mean if least == most else f"{mean} [{least}, {most}]"
