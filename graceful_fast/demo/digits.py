@@ -16,8 +16,8 @@ class Recipe:
     """All that decides the demo's training; the same for every seed."""
 
     old_share: float = 0.15  # of the training images, all that the old model ever sees
-    old_hidden: int = 128  # old: a perceptron with one hidden layer
-    new_channels: int = 8  # new: two convolutions
+    old_channels: int = 4  # of the first of two convolutions; the second has twice as many
+    new_channels: int = 8
     dim: int = 32  # of the embedding, old and new
     head_scale: float = 16.0  # logits are head_scale * cosine(embedding, class)
     old_steps: int = 400
@@ -68,22 +68,23 @@ class Trained:
 
 
 def old_body(recipe: Recipe) -> nn.Module:
-    """The old model's body: a perceptron."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(SIDE * SIDE, recipe.old_hidden), nn.ReLU(), nn.Linear(recipe.old_hidden, recipe.dim)
-    )
+    """The old model's body."""
+    return _convolutions(recipe.old_channels, recipe.dim)
 
 
 def new_body(recipe: Recipe) -> nn.Module:
-    """Its successor's body: a small convolutional network."""
-    channels = recipe.new_channels
+    """Its successors' body: the same, wider."""
+    return _convolutions(recipe.new_channels, recipe.dim)
+
+
+def _convolutions(channels: int, dim: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, channels, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(2 * channels * (SIDE // 4) ** 2, recipe.dim),
+        nn.Linear(2 * channels * (SIDE // 4) ** 2, dim),
     )
 
 

@@ -18,8 +18,8 @@ _MOST_KINDS = 12
 def setting(source: str, train: int, test: int, recipe: "Recipe", seeds: int) -> str:
     """What is about to be trained."""
     return (
-        f"{source}: {test} test images that no model trains on. Old model: a perceptron on {recipe.old_share:.0%} of "
-        f"the {train} training images. Its successors: a small CNN on all of them. {seeds} seed{'s' * (seeds > 1)}."
+        f"{source}: {test} test images that no model trains on. Old model: a small CNN, on {recipe.old_share:.0%} of "
+        f"the {train} training images. Its successors: twice as wide, on all of them. {seeds} seed{'s' * (seeds > 1)}."
     )
 
 
