@@ -15,7 +15,7 @@ from .images import SIDE, Images, Split, shift_randomly
 class Recipe:
     """All that decides the demo's training; the same for every seed."""
 
-    old_share: float = 0.15  # of the training images, all that the old model ever sees
+    old_share: float = 0.1  # of the training images, all that the old model ever sees
     old_channels: int = 4  # of the first of two convolutions; the second has twice as many
     new_channels: int = 8
     dim: int = 32  # of the embedding, old and new
@@ -32,7 +32,7 @@ class Recipe:
     temperature: float = 4.0
     # Influence loss. A scale below the head's pulls embeddings close to the old class directions: at 16 the loss is
     # content far from them, and there wrongly placed old images are the nearest.
-    influence_weight: float = 3.0
+    influence_weight: float = 6.0
     influence_scale: float = 4.0
 
 

@@ -25,7 +25,7 @@ FILES_PER_EXTENSION = 30  # about a thousand files: some 25 s of one core for bo
 FEWEST_FILES = 50
 
 _DOWNLOAD_SECONDS = 60
-_PREDICT_SECONDS = 120
+_PREDICT_SECONDS = 240
 _NEEDS = {"onnxruntime": "onnxruntime", "dotenv": "python-dotenv", "tqdm": "tqdm", "pip": "pip"}
 
 # One label per path on stdout. 0.5 has `ct_label`, 1.0 has `label`; a file that vanished meanwhile is of no known type.
