@@ -8,6 +8,7 @@
 #include <array>
 
 #include "check.h"
+#include "cpu/matrix.h"
 
 namespace graceful_fast {
 
@@ -30,8 +31,20 @@ inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) {
                                aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
-inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor&) {
-  return empty(shape, dtype);
+
+// A floating (rows, columns) tensor, unit stride within a row, as kernels take it.
+inline Matrix matrix(const Tensor& tensor, const char* op, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == 2, "[", op, "] ", name, ": expected 2 dimensions, got ", tensor.dim());
+  STD_TORCH_CHECK(tensor.size(0) == 0 || tensor.size(1) <= 1 || tensor.stride(1) == 1, "[", op, "] ", name,
+                  ": expected unit stride within a row, got ", tensor.stride(1));
+  const ScalarType dtype = tensor.scalar_type();
+  const Element type = dtype == ScalarType::Double     ? Element::float64
+                       : dtype == ScalarType::Half     ? Element::float16
+                       : dtype == ScalarType::BFloat16 ? Element::bfloat16
+                                                       : Element::float32;
+  STD_TORCH_CHECK(type != Element::float32 || dtype == ScalarType::Float, "[", op, "] ", name,
+                  ": expected float16, bfloat16, float32 or float64");
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.size(0), tensor.size(1), type};
 }
 
 template <class T>

@@ -16,17 +16,11 @@ namespace {
 
 enum class Reduction : int64_t { mean, sum, none };
 
-Logits logits(const Tensor& tensor, const char* name, int64_t n) {
-  GF_CHECK(tensor.dim() == 2 && tensor.size(0) == n, "distill", name, ": expected shape (", n, ", classes)");
-  GF_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "distill", name, ": expected unit stride within a row, got ",
-           tensor.stride(1));
-  const ScalarType dtype = tensor.scalar_type();
-  const LogitType type = dtype == ScalarType::Double     ? LogitType::float64
-                         : dtype == ScalarType::Half     ? LogitType::float16
-                         : dtype == ScalarType::BFloat16 ? LogitType::bfloat16
-                                                         : LogitType::float32;
-  GF_CHECK(type != LogitType::float32 || dtype == ScalarType::Float, "distill", name, ": expected a floating dtype");
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.size(1), type};
+// (n, classes)
+Matrix logits(const Tensor& tensor, const char* name, int64_t n) {
+  const Matrix rows = matrix(tensor, "distill", name);
+  GF_CHECK(rows.rows == n, "distill", name, ": expected ", n, " rows as target, got ", rows.rows);
+  return rows;
 }
 
 const int64_t* targets(const Tensor& target) {
@@ -62,9 +56,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_l
                         temperature,
                         label_smoothing,
                         ignore_index};
-  const int64_t classes = params.new_logits.classes;
-  GF_CHECK(params.old_logits.classes <= classes, "distill", "old_logits: expected at most ", classes, " classes, got ",
-           params.old_logits.classes);
+  const int64_t classes = params.new_logits.columns;
+  GF_CHECK(params.old_logits.columns <= classes, "distill", "old_logits: expected at most ", classes, " classes, got ",
+           params.old_logits.columns);
   if (params.focus == Focus::weight) {
     GF_CHECK(weight && weight->numel() == n && weight->scalar_type() == ScalarType::Double && weight->is_contiguous(),
              "distill", "weight: expected a contiguous float64 vector of ", n);
@@ -79,11 +73,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_l
              ignore_index, ", got ", y, " at row ", i);
   }
 
-  const bool wide = params.new_logits.type == LogitType::float64;
+  const bool wide = params.new_logits.type == Element::float64;
   const ScalarType dtype = wide ? ScalarType::Double : ScalarType::Float;
   const bool rows = Reduction(reduction) == Reduction::none;
-  Tensor loss = rows ? empty({n}, dtype, new_logits) : empty({}, dtype, new_logits);
-  Tensor statistics = empty({n, kRowStatistics}, ScalarType::Double, new_logits);
+  Tensor loss = rows ? empty({n}, dtype) : empty({}, dtype);
+  Tensor statistics = empty({n, kRowStatistics}, ScalarType::Double);
   std::vector<double> parts(size_t(2 * n));
   params.statistics = mutable_pointer<double>(statistics);
   params.cross_entropy = parts.data();
@@ -132,7 +126,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& new_logits, const Tenso
                          DivergenceKind(divergence),
                          temperature,
                          label_smoothing};
-  const bool wide = params.new_logits.type == LogitType::float64;
+  const bool wide = params.new_logits.type == Element::float64;
   GF_CHECK(grad_output.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float), "distill",
            "grad_output: expected the loss's dtype");
   GF_CHECK(grad_output.dim() == 0 || (grad_output.dim() == 1 && grad_output.size(0) == n), "distill",
@@ -141,8 +135,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& new_logits, const Tenso
                statistics.is_contiguous(),
            "distill", "statistics: expected what distill_forward returned for ", n, " rows");
   params.grad_output_stride = grad_output.dim() == 0 ? 0 : grad_output.stride(0);
-  const int64_t classes = params.new_logits.classes;
-  Tensor gradient = empty({n, classes}, new_logits.scalar_type(), new_logits);
+  const int64_t classes = params.new_logits.columns;
+  Tensor gradient = empty({n, classes}, new_logits.scalar_type());
   params.gradient = gradient.mutable_data_ptr();
   advise_huge_pages(params.gradient, size_t(n * classes) * gradient.element_size());
   const DistillKernels& kernels = GF_CHOOSE_TABLE(distill);

@@ -3,23 +3,15 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/matrix.h"
 
 namespace graceful_fast {
-
-enum class LogitType { float32, float64, float16, bfloat16 };
-
-struct Logits {
-  const void* data;    // (B, classes), unit stride within a row
-  int64_t row_stride;  // elements
-  int64_t classes;
-  LogitType type;
-};
 
 enum class DivergenceKind : int64_t { kl, logits };
 enum class Focus : int64_t { old_correct, negative_flip, new_incorrect, all, weight };
 
 struct DistillForward {
-  Logits new_logits, old_logits;  // old_logits.classes <= new_logits.classes
+  Matrix new_logits, old_logits;  // old_logits.columns <= new_logits.columns
   const int64_t* target;          // [B] 0 <= y < classes, or ignore_index; checked by the binding
   const double* weight;           // [B] focal weights, null unless focus is `weight`
   double* statistics;             // [B, kRowStatistics] out
@@ -32,7 +24,7 @@ struct DistillForward {
 };
 
 struct DistillBackward {
-  Logits new_logits, old_logits;
+  Matrix new_logits, old_logits;
   const int64_t* target;       // [B]
   const double* statistics;    // [B, kRowStatistics]
   const void* grad_output;     // float32 or float64, as the loss: one number or [B]

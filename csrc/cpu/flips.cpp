@@ -9,17 +9,11 @@
 namespace graceful_fast {
 namespace {
 
-Scores scores(const Tensor& tensor, const char* name, int64_t n) {
-  GF_CHECK(tensor.dim() == 2 && tensor.size(0) == n, "flips", name, ": expected shape (", n, ", classes)");
-  GF_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "flips", name, ": expected unit stride within a row, got ",
-           tensor.stride(1));
-  const ScalarType dtype = tensor.scalar_type();
-  const ScoreType type = dtype == ScalarType::Double     ? ScoreType::float64
-                         : dtype == ScalarType::Half     ? ScoreType::float16
-                         : dtype == ScalarType::BFloat16 ? ScoreType::bfloat16
-                                                         : ScoreType::float32;
-  GF_CHECK(type != ScoreType::float32 || dtype == ScalarType::Float, "flips", name, ": expected a floating dtype");
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.size(1), type};
+// (N, classes)
+Matrix scores(const Tensor& tensor, const char* name, int64_t n) {
+  const Matrix rows = matrix(tensor, "flips", name);
+  GF_CHECK(rows.rows == n, "flips", name, ": expected ", n, " rows as target, got ", rows.rows);
+  return rows;
 }
 
 // (outcome, first row whose target is a class of neither model, or -1)
@@ -29,12 +23,12 @@ std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_sco
   GF_CHECK(target.dim() == 1 && target.scalar_type() == ScalarType::Long && target.is_contiguous(), "flips",
            "target: expected a contiguous int64 vector");
   GF_CHECK(topk >= 1, "flips", "topk: expected at least 1, got ", topk);
-  Tensor outcome = empty({n}, ScalarType::Byte, target);
-  Tensor status = empty({1}, ScalarType::Long, target);
+  Tensor outcome = empty({n}, ScalarType::Byte);
+  Tensor status = empty({1}, ScalarType::Long);
   const FlipsParams params{scores(old_scores, "old", n), scores(new_scores, "new", n), pointer<int64_t>(target),
                            mutable_pointer<uint8_t>(outcome), topk};
-  const int64_t classes = std::max(params.old_scores.classes, params.new_scores.classes);
-  GF_CHECK(n == 0 || std::min(params.old_scores.classes, params.new_scores.classes) >= 1, "flips",
+  const int64_t classes = std::max(params.old_scores.columns, params.new_scores.columns);
+  GF_CHECK(n == 0 || std::min(params.old_scores.columns, params.new_scores.columns) >= 1, "flips",
            "old, new: expected at least one class");
   int64_t& bad = *mutable_pointer<int64_t>(status) = -1;
   for (int64_t i = 0; i < n && bad < 0; ++i) {

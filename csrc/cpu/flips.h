@@ -3,23 +3,15 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/matrix.h"
 
 namespace graceful_fast {
 
-enum class ScoreType { float32, float64, float16, bfloat16 };
-
-struct Scores {
-  const void* data;    // (N, classes), unit stride within a row
-  int64_t row_stride;  // elements
-  int64_t classes;
-  ScoreType type;
-};
-
 struct FlipsParams {
-  Scores old_scores, new_scores;
-  const int64_t* target;  // [N] 0 <= y < classes of one model or both, checked by the binding
-  uint8_t* outcome;       // [N] out: bit 0 old right, bit 1 new right; bit 2 (4) a NaN in old, bit 3 (8) a NaN in new
-  int64_t topk;           // right: fewer than topk scores are better (greater, or equal at a smaller class)
+  Matrix old_scores, new_scores;  // (N, classes) each; the numbers of classes may differ
+  const int64_t* target;          // [N] 0 <= y < classes of one model or both, checked by the binding
+  uint8_t* outcome;  // [N] out: bit 0 old right, bit 1 new right; bit 2 (4) a NaN in old, bit 3 (8) a NaN in new
+  int64_t topk;      // right: fewer than topk scores are better (greater, or equal at a smaller class)
 };
 
 struct FlipsKernels {

@@ -1,7 +1,6 @@
 // flips, the CPU kernel: a row is right at k when fewer than k scores are better than the target's, where "better" is
 // greater, or equal at a smaller class. One read of each score, no sort, nothing stored but a byte per row.
 #include "cpu/flips.h"
-#include "math/half.h"
 
 namespace graceful_fast {
 namespace {
@@ -43,21 +42,12 @@ Row count_better(const T* scores, int64_t classes, int64_t target) {
   return row;
 }
 
-Row count_better(const Scores& scores, int64_t i, int64_t target) {
-  if (target >= scores.classes) {  // a class this model does not know: never right, but a NaN is still a NaN
-    return {INT64_MAX, count_better(scores, i, scores.classes - 1).nan};
+Row count_better(const Matrix& scores, int64_t i, int64_t target) {
+  if (target >= scores.columns) {  // a class this model does not know: never right, but a NaN is still a NaN
+    return {INT64_MAX, count_better(scores, i, scores.columns - 1).nan};
   }
-  const auto of = [&](auto* data) { return count_better(data + i * scores.row_stride, scores.classes, target); };
-  switch (scores.type) {
-    case ScoreType::float64:
-      return of(static_cast<const double*>(scores.data));
-    case ScoreType::float16:
-      return of(static_cast<const Half*>(scores.data));
-    case ScoreType::bfloat16:
-      return of(static_cast<const BFloat16*>(scores.data));
-    default:
-      return of(static_cast<const float*>(scores.data));
-  }
+  return with_elements(scores,
+                       [&](auto* data) { return count_better(data + i * scores.row_stride, scores.columns, target); });
 }
 
 void run(const FlipsParams& params, int64_t begin, int64_t end) {

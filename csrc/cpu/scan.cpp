@@ -16,19 +16,6 @@ constexpr int64_t kQueriesATask = 128;       // fewer, and packing the gallery c
 constexpr int64_t kMostQueriesATask = 4096;  // bounds the candidates in memory; each block reads the gallery once
 constexpr int64_t kRowsATask = 4096;         // fewer, and warming up the thresholds costs more than a thread brings
 
-Rows rows(const Tensor& tensor, const char* name) {
-  GF_CHECK(tensor.dim() == 2, "scan", name, ": expected shape (rows, dim)");
-  GF_CHECK(tensor.numel() == 0 || tensor.size(1) == 1 || tensor.stride(1) == 1, "scan", name,
-           ": expected unit stride within a row, got ", tensor.stride(1));
-  const ScalarType dtype = tensor.scalar_type();
-  const Element type = dtype == ScalarType::Double     ? Element::float64
-                       : dtype == ScalarType::Half     ? Element::float16
-                       : dtype == ScalarType::BFloat16 ? Element::bfloat16
-                                                       : Element::float32;
-  GF_CHECK(type != Element::float32 || dtype == ScalarType::Float, "scan", name, ": expected a floating dtype");
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.size(0), type};
-}
-
 const int64_t* labels(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
   if (!tensor) return nullptr;
   GF_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == ScalarType::Long &&
@@ -45,13 +32,14 @@ std::tuple<Tensor, Tensor, Tensor> scan_collect(const Tensor& queries, const Ten
                                                 const std::optional<Tensor>& query_groups,
                                                 const std::optional<Tensor>& gallery_groups) {
   CollectParams params{};
-  params.queries = rows(queries, "queries");
-  params.gallery = rows(gallery, "gallery");
-  params.dim = queries.size(1);
+  params.queries = matrix(queries, "scan", "queries");
+  params.gallery = matrix(gallery, "scan", "gallery");
+  params.dim = params.queries.columns;
   params.k = k;
-  const int64_t q = params.queries.count, n = params.gallery.count;
-  GF_CHECK(params.dim >= 1 && gallery.size(1) == params.dim, "scan",
-           "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", params.dim, " and ", gallery.size(1));
+  const int64_t q = params.queries.rows, n = params.gallery.rows;
+  GF_CHECK(params.dim >= 1 && params.gallery.columns == params.dim, "scan",
+           "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", params.dim, " and ",
+           params.gallery.columns);
   GF_CHECK(k >= 1 && k <= n, "scan", "k: expected 1 to ", n, ", got ", k);
   GF_CHECK(metric >= 0 && metric <= 2, "scan", "metric: expected 0 (ip), 1 (l2) or 2 (cosine), got ", metric);
   GF_CHECK(bool(query_ids) == bool(gallery_ids) && bool(query_groups) == bool(gallery_groups), "scan",
@@ -62,9 +50,9 @@ std::tuple<Tensor, Tensor, Tensor> scan_collect(const Tensor& queries, const Ten
   params.query_groups = labels(query_groups, "query_groups", q);
   params.gallery_groups = labels(gallery_groups, "gallery_groups", n);
 
-  Tensor scores = empty({q, k}, ScalarType::Float, queries);
-  Tensor indices = empty({q, k}, ScalarType::Long, queries);
-  Tensor status = empty({4}, ScalarType::Long, queries);
+  Tensor scores = empty({q, k}, ScalarType::Float);
+  Tensor indices = empty({q, k}, ScalarType::Long);
+  Tensor status = empty({4}, ScalarType::Long);
   int64_t* state = mutable_pointer<int64_t>(status);
   std::fill(state, state + 4, 0);
   if (q == 0) return {scores, indices, status};

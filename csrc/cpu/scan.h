@@ -4,23 +4,16 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "cpu/matrix.h"
 
 namespace graceful_fast {
 
-enum class Element { float32, float64, float16, bfloat16 };
 enum class Metric { ip, l2, cosine };  // as numbered in graceful_fast/_ops.py
 enum class Fault : int64_t { none, not_finite, zero, too_large };
 
-struct Rows {
-  const void* data;    // (count, dim), unit stride within a row
-  int64_t row_stride;  // elements
-  int64_t count;
-  Element type;
-};
-
 struct CollectParams {
-  Rows queries, gallery;
-  int64_t dim, k;  // k <= gallery.count
+  Matrix queries, gallery;  // (Q, dim), (N, dim)
+  int64_t dim, k;           // k <= N
   Metric metric;
   const int64_t *query_ids, *gallery_ids;        // [Q], [N] or both null: a query never finds a row of its own id
   const int64_t *query_groups, *gallery_groups;  // [Q], [N] or both null: nor a row of its own group
@@ -38,7 +31,7 @@ struct CollectReport {           // what one task found
 };
 
 struct ScanKernels {
-  double (*typical_scale)(const Rows&, int64_t dim);  // a power of two near 1/norm of the larger of some sampled rows
+  double (*typical_scale)(const Matrix&, int64_t dim);  // a power of two near 1/norm of the larger of some sampled rows
   void (*collect)(const CollectParams&, int64_t task, CollectReport&);
   void (*merge)(const CollectParams&, int64_t query, float* scores, int64_t* indices);  // k of each: [k] out
 };

@@ -66,7 +66,7 @@ class Collector {
         p_(params),
         first_(first),
         // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. 32 keeps cuts rare for small k.
-        capacity_(least(2 * params.k, params.gallery.count) + 32),
+        capacity_(least(2 * params.k, params.gallery.rows) + 32),
         kept_((capacity_ + params.k) / 2),
         candidates_(count * capacity_),
         settled_(capacity_),
@@ -216,24 +216,9 @@ class Collector {
   CollectReport& report_;
 };
 
-// Calls use(pointer to the element type) with the first row.
-template <class Use>
-inline auto with_type(const Rows& rows, Use use) {
-  switch (rows.type) {
-    case Element::float64:
-      return use(static_cast<const double*>(rows.data));
-    case Element::float16:
-      return use(static_cast<const Half*>(rows.data));
-    case Element::bfloat16:
-      return use(static_cast<const BFloat16*>(rows.data));
-    default:
-      return use(static_cast<const float*>(rows.data));
-  }
-}
-
 template <class T>
 void Collector<T>::widen_query(int64_t i) {
-  with_type(p_.queries, [&](const auto* data) {
+  with_elements(p_.queries, [&](const auto* data) {
     const auto* q = data + (first_ + i) * p_.queries.row_stride;
     for (int64_t j = 0; j < p_.dim; ++j) query_[j] = double(widen(q[j]));
   });

@@ -32,10 +32,10 @@ struct Task {
       return least(count, units * part / parts * unit);
     };
     const int64_t q = index / p.gallery_parts, g = index % p.gallery_parts;
-    query_begin = cut(p.queries.count, p.query_parts, q, kM);
-    query_end = cut(p.queries.count, p.query_parts, q + 1, kM);
-    row_begin = cut(p.gallery.count, p.gallery_parts, g, kN);
-    row_end = cut(p.gallery.count, p.gallery_parts, g + 1, kN);
+    query_begin = cut(p.queries.rows, p.query_parts, q, kM);
+    query_end = cut(p.queries.rows, p.query_parts, q + 1, kM);
+    row_begin = cut(p.gallery.rows, p.gallery_parts, g, kN);
+    row_end = cut(p.gallery.rows, p.gallery_parts, g + 1, kN);
   }
 };
 
@@ -79,7 +79,7 @@ class Scan {
     for (int64_t i = 0; i < panels_ * kM; ++i)
       thresholds_[i] = __builtin_inff();  // the queries that fill the last panel
     for (int64_t i = 0; i < panels_ * kM * p_.dim; ++i) queries_[i] = 0;
-    return with_type(p_.queries, [&](const auto* data) {
+    return with_elements(p_.queries, [&](const auto* data) {
       for (int64_t i = 0; i < count_; ++i) {
         const auto* q = data + (task_.query_begin + i) * p_.queries.row_stride;
         const double squared = squared_norm(q, p_.dim);
@@ -248,7 +248,7 @@ void collect(const CollectParams& params, int64_t index, CollectReport& report) 
   const DefaultRounding rounding;
   const Task task(params, index);
   if (task.query_begin == task.query_end) return;
-  with_type(params.gallery, [&]<class T>(const T*) {
+  with_elements(params.gallery, [&]<class T>(const T*) {
     Scan<T> scan(params, task, report);
     scan.part_ = index % params.gallery_parts;
     scan.run();

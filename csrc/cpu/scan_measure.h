@@ -44,13 +44,13 @@ inline double scale_of(double squared) {
 inline bool extreme(double scale) { return scale > 0x1p400 || scale < 0x1p-400; }
 static_assert(kLargestExponent == 400);
 
-inline double typical_scale(const Rows& rows, int64_t dim) {
+inline double typical_scale(const Matrix& rows, int64_t dim) {
   const DefaultRounding rounding;
-  return with_type(rows, [&](const auto* data) {
+  return with_elements(rows, [&](const auto* data) {
     constexpr int64_t kSamples = 64;
     double largest = 0;
-    for (int64_t s = 0; s < least(kSamples, rows.count); ++s) {
-      const int64_t row = rows.count <= kSamples ? s : s * (rows.count / kSamples);
+    for (int64_t s = 0; s < least(kSamples, rows.rows); ++s) {
+      const int64_t row = rows.rows <= kSamples ? s : s * (rows.rows / kSamples);
       const double squared = squared_norm(data + row * rows.row_stride, dim);
       if (squared > largest && squared <= kLargestSquare) largest = squared;
     }

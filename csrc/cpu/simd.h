@@ -9,6 +9,8 @@
 #include <arm_neon.h>
 #endif
 
+#define GF_INLINE inline __attribute__((always_inline))
+
 namespace graceful_fast {
 namespace {
 
@@ -32,18 +34,18 @@ using Floats = Lanes<float, kFloats>;
 using Ints = Lanes<int32_t, kFloats>;
 
 template <class V, class T>
-inline __attribute__((always_inline)) V load(const T* from) {  // unaligned
+GF_INLINE V load(const T* from) {  // unaligned
   V v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
 template <class V, class T>
-inline __attribute__((always_inline)) void store(T* to, V v) {
+GF_INLINE void store(T* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
 // a * b + c, fused where the machine has it (the build has -ffp-contract=off, so only this says fma).
-inline __attribute__((always_inline)) Floats fma(Floats a, Floats b, Floats c) {
+GF_INLINE Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)

@@ -7,8 +7,6 @@
 namespace graceful_fast {
 namespace {
 
-#define GF_INLINE inline __attribute__((always_inline))
-
 GF_INLINE double fma(double a, double b, double c) { return a * b + c; }
 GF_INLINE Floats fma(Floats a, Floats b, float c) { return fma(a, b, Floats{} + c); }
 

@@ -1,0 +1,126 @@
+// Vectors and single numbers under the same names, so that float64 logits run the kernels' source with one lane.
+// Lanes accumulate in float32 for kGroup vectors, then in float64.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+
+#include "cpu/exp.h"
+#include "cpu/simd.h"
+
+namespace graceful_fast {
+namespace {
+
+constexpr int kGroup = 16;  // vectors summed in float32 before widening: at most 16 roundings a lane
+
+template <class V>
+using ScalarOf = std::conditional_t<std::is_same_v<V, double>, double, float>;
+template <class V>
+constexpr int kLanes = sizeof(V) / sizeof(ScalarOf<V>);
+template <class V>
+using MaskOf = decltype(V{} < V{});
+
+template <class V>
+GF_INLINE V splat(double x) {
+  return V{} + ScalarOf<V>(x);
+}
+template <class V>
+GF_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+GF_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V, class F>
+GF_INLINE double fold(V v, F&& join) {
+  ScalarOf<V> lanes[kLanes<V>];
+  store(lanes, v);
+  double result = lanes[0];
+  for (int i = 1; i < kLanes<V>; ++i) result = join(result, double(lanes[i]));
+  return result;
+}
+template <class V>
+double fold_max(V v) {
+  return fold(v, [](double a, double b) { return b > a ? b : a; });
+}
+template <class V>
+double fold_min(V v) {
+  return fold(v, [](double a, double b) { return b < a ? b : a; });
+}
+
+// A sum in float64 lanes that float32 lanes are added to.
+template <class V>
+struct Sum {
+  static constexpr int kHalf = kLanes<V> / 2;
+  using Wide = Lanes<double, kHalf>;
+  Wide low{}, high{};
+  GF_INLINE void add(V part) {
+    ScalarOf<V> lanes[kLanes<V>];
+    store(lanes, part);
+    low += __builtin_convertvector((load<Lanes<float, kHalf>>(lanes)), Wide);
+    high += __builtin_convertvector((load<Lanes<float, kHalf>>(lanes + kHalf)), Wide);
+  }
+  double value() const {
+    const Wide both = low + high;
+    double total = 0;
+    for (int i = 0; i < kHalf; ++i) total += both[i];
+    return total;
+  }
+};
+template <>
+struct Sum<double> {
+  double total = 0;
+  GF_INLINE void add(double part) { total += part; }
+  double value() const { return total; }
+};
+
+template <bool b>
+using Flag = std::bool_constant<b>;
+
+// body(j, Flag<true>) for whole vectors, body(j, Flag<false>) for a last one of fewer lanes; after_group() every
+// kGroup.
+template <class V, class Body, class AfterGroup>
+GF_INLINE void for_vectors(int n, Body&& body, AfterGroup&& after_group) {
+  const int whole = n - n % kLanes<V>;
+  for (int j = 0; j < whole;) {
+    const int end = std::min(whole, j + kGroup * kLanes<V>);
+    for (; j < end; j += kLanes<V>) body(j, Flag<true>{});
+    after_group();
+  }
+  if (whole < n) {
+    body(whole, Flag<false>{});
+    after_group();
+  }
+}
+template <class V, class Body>
+GF_INLINE void for_vectors(int n, Body&& body) {
+  for_vectors<V>(n, body, [] {});
+}
+
+// Lanes past the end of a block repeat its last class, so that maxima hold; `kept` keeps them out of sums.
+template <class V, bool whole, class T>
+GF_INLINE V get(const T* block, int j, int n) {
+  if constexpr (whole) return load<V>(block + j);
+  T lanes[kLanes<V>];
+  for (int i = 0; i < kLanes<V>; ++i) lanes[i] = block[std::min(j + i, n - 1)];
+  return load<V>(lanes);
+}
+template <class V, bool whole>
+GF_INLINE V kept(V value, int j, int n) {
+  if constexpr (whole) return value;
+  V index;
+  ScalarOf<V> lanes[kLanes<V>];
+  for (int i = 0; i < kLanes<V>; ++i) lanes[i] = ScalarOf<V>(i);
+  index = load<V>(lanes);
+  return index < splat<V>(n - j) ? value : V{};
+}
+template <class V, bool whole, class T>
+GF_INLINE void put(T* block, V value, int j, int n) {
+  if constexpr (whole) return store(block + j, value);
+  T lanes[kLanes<V>];
+  store(lanes, value);
+  for (int i = 0; j + i < n; ++i) block[j + i] = lanes[i];
+}
+
+}  // namespace
+}  // namespace graceful_fast
