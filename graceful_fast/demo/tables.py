@@ -142,7 +142,7 @@ def facts(report: "UpdateReport") -> dict[str, Any]:
 
 
 def _range_of(seeds: int) -> str:
-    return f"mean [range] of {seeds} seeds" if seeds > 1 else "1 seed"
+    return f"mean and, in brackets, range of {seeds} seeds" if seeds > 1 else "1 seed"
 
 
 def _spread(value: dict[str, float], digits: int = 1) -> str:
