@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from contest import Contest
+from cases import DISTILL_TIMED
 
 import graceful_fast as gf
 import graceful_fast.reference
 
-SHAPES = ((512, 100_000), (1024, 10_000), (256, 1_000))
-QUICK_SHAPES = ((64, 10_000), (256, 1_000))
+from .contest import Contest
 
 
 def eager(new: torch.Tensor, old: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -33,9 +32,10 @@ def inputs(shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.Tensor, to
 
 
 def contests(quick: bool = False) -> Iterator[Contest]:
-    for shape in QUICK_SHAPES if quick else SHAPES:
+    shapes = DISTILL_TIMED[2:] if quick else DISTILL_TIMED
+    for shape in shapes:
         yield contest(shape, torch.float32)
-    yield contest(QUICK_SHAPES[0] if quick else SHAPES[1], torch.bfloat16)
+    yield contest(shapes[-2 if len(shapes) > 1 else 0], torch.bfloat16)
 
 
 def contest(shape: tuple[int, int], dtype: torch.dtype) -> Contest:
@@ -68,14 +68,3 @@ def contest(shape: tuple[int, int], dtype: torch.dtype) -> Contest:
     entries = {name: (lambda loss=loss: step(loss)) for name, loss in losses.items()}
     case = f"{shape[0]} x {shape[1]} {str(dtype).removeprefix('torch.')}"
     return Contest("distill", case, entries, check, 3.0 * new.numel() * new.element_size(), "B/s")
-
-
-if __name__ == "__main__":
-    import sys
-
-    for each in contests(quick="--quick" in sys.argv):
-        result = each.run()
-        print(result["case"])
-        for name, entry in result["entries"].items():
-            seconds = entry["seconds"]["median"] * 1e3
-            print(f"  {name:15} {seconds:9.3f} ms {entry['rate'] / 1e9:7.2f} GB/s {entry['ratio_to_ours']:6.2f}x")

@@ -6,18 +6,19 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from contest import Contest
+from cases import SCAN_TIMED
 
 import graceful_fast as gf
+
+from .contest import Contest
 
 
 def contests(quick: bool = False) -> Iterator[Contest]:
     """k = 10 and 100 of 1,000 queries in 200,000 rows (a tenth when quick), and one query in a million rows."""
-    rows = 20_000 if quick else 200_000
-    for k in (10, 100):
-        yield search_contest(1000, rows, 128, k)
-    yield search_contest(1, 5 * rows, 128, 10)
-    yield sgemm_contest(rows)
+    share = 10 if quick else 1
+    for count, rows, dim, k in SCAN_TIMED:
+        yield search_contest(count, rows // share, dim, k)
+    yield sgemm_contest(200_000 // share)
 
 
 def unit_vectors(rows: int, dim: int, seed: int) -> np.ndarray:

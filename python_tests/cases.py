@@ -9,6 +9,9 @@ import torch
 
 # --- distill ----------------------------------------------------------------------------------------------------------
 
+# What bench/ times: rows x classes, the largest first.
+DISTILL_TIMED = ((512, 100_000), (1024, 10_000), (256, 1_000))
+
 
 @dataclass(frozen=True)
 class DistillCase:
@@ -198,6 +201,9 @@ def flip_cases() -> Iterator[FlipCase]:
 
 
 # --- scan -------------------------------------------------------------------------------------------------------------
+
+# What bench/ times: queries, rows, dimensions, k.
+SCAN_TIMED = ((1000, 200_000, 128, 10), (1000, 200_000, 128, 100), (1, 1_000_000, 128, 10))
 
 
 @dataclass(frozen=True)
