@@ -1,5 +1,6 @@
 """focal_distillation_loss: values and gradients against the float64 reference, on every instruction set."""
 
+import gc
 import math
 import os
 import platform
@@ -361,3 +362,35 @@ def test_bfloat16_and_float16_gradients_are_rounded_once():
         _, half = value_and_gradient(gf.focal_distillation_loss, new, old, target, reduction="sum")
         _, full = value_and_gradient(gf.focal_distillation_loss, new.float(), old.float(), target, reduction="sum")
         assert torch.equal(half, full.to(dtype))
+
+
+def test_a_large_gradient_reuses_memory_only_after_it_is_freed() -> None:
+    logits, target = torch.randn(64, 20_000), torch.randint(0, 20_000, (64,))  # 5 MB: above the limit of large outputs
+
+    def gradient(factor: float) -> torch.Tensor:
+        leaf = (logits * factor).requires_grad_()
+        gf.focal_distillation_loss(leaf, logits, target).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    first, second = gradient(1.0), gradient(2.0)
+    kept = first.clone()
+    assert first.data_ptr() != second.data_ptr()
+    third = gradient(3.0)
+    assert torch.equal(first, kept)
+    del first, second, third
+    gc.collect()
+    assert torch.equal(gradient(1.0), kept)
+    addresses = {gradient(float(i)).data_ptr() for i in range(1, 9)}
+    assert len(addresses) <= 4
+
+
+def test_a_large_gradient_of_another_size_is_right() -> None:
+    for rows in (64, 80, 70, 200, 64):
+        logits, target = torch.randn(rows, 20_000), torch.randint(0, 20_000, (rows,))
+        leaf, wide = logits.clone().requires_grad_(), logits.double().requires_grad_()
+        gf.focal_distillation_loss(leaf, logits, target).backward()
+        torch.nn.functional.cross_entropy(wide, target).backward()  # the divergence from itself is 0
+        assert leaf.grad is not None
+        assert wide.grad is not None
+        assert (leaf.grad - wide.grad).abs().max() <= 1e-8

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/bind.h"
-#include "cpu/pages.h"
+#include "cpu/outputs.h"
 #include "math/row_statistics.h"
 
 namespace graceful_fast {
@@ -136,9 +136,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& new_logits, const Tenso
            "distill", "statistics: expected what distill_forward returned for ", n, " rows");
   params.grad_output_stride = grad_output.dim() == 0 ? 0 : grad_output.stride(0);
   const int64_t classes = params.new_logits.columns;
-  Tensor gradient = empty({n, classes}, new_logits.scalar_type());
+  Tensor gradient = large_empty({n, classes}, new_logits.scalar_type(), new_logits.element_size());
   params.gradient = gradient.mutable_data_ptr();
-  advise_huge_pages(params.gradient, size_t(n * classes) * gradient.element_size());
   const DistillKernels& kernels = GF_CHOOSE_TABLE(distill);
   torch::stable::parallel_for(0, n, grain(classes),
                               [&](int64_t begin, int64_t end) { kernels.backward(params, begin, end); });
