@@ -11,23 +11,21 @@ namespace {
 // A tile is kM queries x kN rows of accumulators, two vectors wide. 2 FMA ports x 4 cycles = 8 chains hide the latency,
 // the registers set the limit: AVX-512 has 32 (28 + 2 of the panel + 1 broadcast), NEON 32 (24 + 2 + broadcasts), AVX2
 // and SSE 16 (12 + 2 + 1).
-#if defined(__AVX512F__)
-constexpr int kM = 14;
-#elif defined(__aarch64__)
+#if defined(GF_NEON)
 constexpr int kM = 12;
 #else
-constexpr int kM = 6;
+constexpr int kM = kVectorBytes == 64 ? 14 : 6;
 #endif
 constexpr int kN = 2 * kFloats;
 
 inline __attribute__((always_inline)) Floats broadcast(float x) { return x - Floats{}; }
 
 inline __attribute__((always_inline)) uint32_t bits(Ints mask) {  // bit i: lane i is set
-#if defined(__AVX512F__)
+#if defined(GF_AVX512)
   return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX2__)
+#elif defined(GF_AVX2)
   return uint32_t(_mm256_movemask_ps((__m256)mask));
-#elif defined(__x86_64__)
+#elif defined(GF_SSE)
   return uint32_t(_mm_movemask_ps((__m128)mask));
 #else
   uint32_t result = 0;

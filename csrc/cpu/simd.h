@@ -14,12 +14,22 @@
 namespace graceful_fast {
 namespace {
 
-#if defined(__AVX512F__)
+// GF_PORTABLE_VECTORS, for tests: vectors of that many bytes on any machine, without an instruction of its own.
+#if defined(GF_PORTABLE_VECTORS)
+constexpr int kVectorBytes = GF_PORTABLE_VECTORS;
+#elif defined(__AVX512F__)
+#define GF_AVX512
 constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && defined(__FMA__)
+#define GF_AVX2
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
+#if defined(__x86_64__)
+#define GF_SSE
+#elif defined(__aarch64__)
+#define GF_NEON
+#endif
 #endif
 
 template <class T, int bytes = kVectorBytes>
@@ -46,11 +56,11 @@ GF_INLINE void store(T* to, V v) {
 
 // a * b + c, fused where the machine has it (the build has -ffp-contract=off, so only this says fma).
 GF_INLINE Floats fma(Floats a, Floats b, Floats c) {
-#if defined(__AVX512F__)
+#if defined(GF_AVX512)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
+#elif defined(GF_AVX2)
   return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
+#elif defined(GF_NEON)
   return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
