@@ -31,7 +31,10 @@ def as_numpy(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):  # CuPy
         return np.asarray(value.get())
     if isinstance(value, (list, tuple)) or np.isscalar(value):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected rows of one length, got a nested list of several") from error
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     if hasattr(value, "__array__"):

@@ -56,6 +56,20 @@ def test_compare_prints_headline_classes_and_samples(command: Command) -> None:
     assert "worst groups" in result.out
 
 
+def test_compare_prints_the_worst_and_says_how_many_more(command: Command) -> None:
+    np.save("many.npy", np.arange(15))
+    np.save("wrong.npy", np.where(np.arange(15) < 12, 15, np.arange(15)))
+    result = command("compare", "--old", "many.npy", "--new", "wrong.npy", "--labels", "many.npy")
+    assert result.out.count("row ") == 10
+    assert "… 2 more; --json and --html hold them" in result.out
+    table = result.out.partition("worst classes")[2].partition("samples that broke")[0]
+    assert table.count("100.0") == 5
+    np.save("wrong.npy", np.where(np.arange(15) < 1, 15, np.arange(15)))
+    out = command("compare", "--old", "many.npy", "--new", "wrong.npy", "--labels", "many.npy").out
+    assert "more; --json" not in out
+    assert out.partition("worst classes")[2].partition("samples that broke")[0].count("%") == 1
+
+
 def test_json_dash_prints_json_and_nothing_else(command: Command) -> None:
     result = command(*COMPARE, "--json", "-")
     assert (result.code, result.err) == (0, "")

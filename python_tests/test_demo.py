@@ -203,6 +203,21 @@ def test_labels_of_both_releases_are_read(tmp_path):
     assert published.predict(tmp_path, [Path("a"), Path("b"), Path("c")]) == ["python", "c", "unknown"]
 
 
+def test_published_report_compares_both_releases_with_the_extension():
+    found = [files.LabelledFile(Path(f"{i}.x"), kind) for i, kind in enumerate(["python", "python", "c", "toml"])]
+    report = published.report_of(found, ["python", "python", "txt", "txt"], ["python", "perl", "c", "toml"])
+    assert (report.flips.negative_indices.tolist(), report.flips.positive) == ([1], 2)
+    assert {group.name: group.flips.total for group in report.per_group} == {
+        "types that both know": 3,
+        "types new in 1.0": 1,
+    }
+    text = printed(tables.published(report))
+    assert re.search(r"python .* 2 . +1 . +0 . perl 1 ", text)
+    assert not re.search("toml|txt", text)  # nothing of theirs broke
+    assert "4 files: accuracy 50.0% before, 75.0% after; negative flips 25.00%" in tables.published_in_words(report)
+    assert tables.facts(report)["classes"]["python"] == {"files": 2, "broken": 1, "fixed": 0}
+
+
 def test_files_are_chosen_evenly_and_the_same_each_time(tmp_path):
     for folder in "abcd":
         (tmp_path / folder).mkdir()

@@ -179,6 +179,11 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         gf.compare_classifiers(OLD, NEW, TARGET, **options)
 
 
+def test_a_fraction_of_an_example_is_refused() -> None:
+    with pytest.raises(TypeError, match="max_examples: expected an integer, got float"):
+        gf.compare_classifiers(OLD, NEW, TARGET, max_examples=1.5)  # type: ignore[arg-type]
+
+
 def test_page_is_whole_and_loads_nothing() -> None:
     html = gf.compare_classifiers(OLD, NEW, TARGET, classes=NAMES, groups=[1, 1, 2, 2, 2]).to_html()
     assert re.findall(r'class="(\w+)" style="flex:([\d.]+)', html) == [
