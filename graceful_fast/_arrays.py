@@ -31,7 +31,10 @@ def as_numpy(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):  # CuPy
         return np.asarray(value.get())
     if isinstance(value, (list, tuple)) or np.isscalar(value):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected rows of one length, got a nested list of several") from error
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     if hasattr(value, "__array__"):
@@ -50,8 +53,8 @@ def as_tensor(value: Any, name: str) -> "torch.Tensor":
     array = as_numpy(value, name)
     if array.dtype.name == "bfloat16":  # ml_dtypes
         return as_tensor(array.view(np.int16), name).view(torch.bfloat16)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected real numbers of at most 64 bits, got dtype {array.dtype}")
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))

@@ -1,5 +1,6 @@
 """Files of the command line: arrays (mapped, never unpickled), names, results. Errors start with the path."""
 
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def read_array(path: Path) -> np.ndarray:
         kind = "an archive (.npz); save one array with numpy.save" if zipfile.is_zipfile(path) else "another format"
         raise ValueError(f"{path}: expected a .npy file, got {kind}")
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(all="ignore"):  # a shape whose product overflows is an error already
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises half a dozen types on bytes that are no valid header
         raise ValueError(f"{path}: {_reason(error)}") from error
     if array.ndim == 0 or len(array) == 0:
@@ -37,9 +39,9 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without line ends; empty lines at the end do not count."""
+    """The lines of a UTF-8 text file, without line ends and byte order mark; empty lines at the end do not count."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
@@ -57,18 +59,33 @@ def read_names(path: Path) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, under a temporary name until it is whole: a reader never sees half of it."""
-    temporary = path.with_name(path.name + ".partial")
+    """A file to write, under a temporary name until it is whole: a reader never sees half of it.
+
+    A link stays one, what it names is replaced. A device or a pipe is written to: a rename would destroy it.
+    """
+    in_place = os.path.exists(path) and not os.path.isfile(path)
+    target = path if in_place else Path(os.path.realpath(path))
+    written = target if in_place else target.with_name(target.name + ".partial")
     try:
-        file = temporary.open("wb")
+        file = written.open("wb")
+        try:
+            with file:
+                yield file
+            if not in_place:
+                written.replace(target)
+        finally:
+            if not in_place:
+                written.unlink(missing_ok=True)
     except OSError as error:
+        if error.strerror is None:  # it has its own words
+            raise
         raise OSError(f"{path}: cannot write: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a UTF-8 file as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _reason(error: Exception) -> str:
@@ -79,4 +96,4 @@ def _reason(error: Exception) -> str:
         return "holds pickled Python objects, which are never loaded; save a numeric array"
     if "cannot mmap an empty" in text:
         return "expected at least one row, got none"
-    return f"not a readable .npy file ({text.splitlines()[0] if text else type(error).__name__})"
+    return "not a readable .npy file: its header is damaged, or of a version that numpy does not know"

@@ -1,8 +1,11 @@
 """The command line. Each command checks its input, calls one public function, and prints or writes what it returns."""
 
 import json
+import os
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, cast
@@ -14,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
-from ._files import read_array, read_names, replacing
+from ._files import read_array, read_names, replacing, write_text
 
 BAD_INPUT, UNEXPECTED = 2, 70
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT, SIGPIPE, as a shell says it
 
 commands = typer.Typer(name="graceful-fast", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
@@ -28,10 +32,22 @@ def app() -> int:
     """Run the command line; the exit code."""
     try:
         code = commands(standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
-    except (ValueError, TypeError, OSError) as error:
+    except typer.Abort:
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # whoever reads has seen enough; typer and rich then exit, with 1
+        drop_output()
+        return CLOSED_PIPE
+    except OSError as error:
+        if error.strerror is not None and error.filename is None:
+            drop_output()
+        place = "standard output" if error.filename is None else error.filename
+        print(f"graceful-fast: {error if error.strerror is None else f'{place}: {error.strerror}'}", file=sys.stderr)
+        return BAD_INPUT
+    except (ValueError, TypeError) as error:
         print(f"graceful-fast: {error}", file=sys.stderr)
         return BAD_INPUT
     except ImportError as error:
@@ -53,19 +69,51 @@ def unexpected(error: Exception) -> int:
     return UNEXPECTED
 
 
-def write_json(content: dict[str, Any], target: Path) -> None:
-    """Write JSON to a temporary name and rename it, or to stdout for `-`."""
-    text = json.dumps(content, indent=2, allow_nan=True) + "\n"
-    if str(target) == "-":
-        sys.stdout.write(text)
-        return
-    write_text(text, target)
+def drop_output() -> None:
+    """What stdout could not take is not tried again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_text(text: str, target: Path) -> None:
-    """Write a file under a temporary name, then rename it: a reader never sees half of it."""
-    with replacing(target) as file:
-        file.write(text.encode())
+@contextmanager
+def json_output(target: Path | None) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """What writes the result as JSON: to a file, to stdout for `-`, nowhere for None.
+
+    The file is opened first: a name that cannot be written is known before the work is done.
+    """
+
+    def text(content: dict[str, Any]) -> str:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    if target is None:
+        yield lambda content: None
+    elif str(target) == "-":
+        yield lambda content: sys.stdout.write(text(content))
+    else:
+        with replacing(target) as file:
+            yield lambda content: file.write(text(content).encode())
+
+
+def check_outputs(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
+    """ValueError if two results would go to one file, or a result to the file of an input."""
+    taken = {os.path.realpath(path): option for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None or str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+            continue
+        other = taken.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise ValueError(f"{option} {path}: expected another file than that of {other}")
+
+
+@contextmanager
+def naming(arguments: dict[str, str]) -> Iterator[None]:
+    """Errors name what was typed: `target: expected ...` becomes `--labels y.npy: expected ...`."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        argument, _, rest = str(error).partition(": ")
+        if argument not in arguments:
+            raise
+        raise ValueError(f"{arguments[argument]}: {rest.replace('target', 'labels')}") from error
 
 
 @commands.callback()
@@ -93,14 +141,9 @@ def info(json_file: JsonFile = None) -> None:
         "cuda": cuda,
         "compiler": _C.compiler,
     }
-    if json_file is not None:
-        write_json(facts, json_file)
-        if str(json_file) == "-":
-            return
-    table = Table(show_header=False, box=None)
-    for key, value in facts.items():
-        table.add_row(key, str(value))
-    console.print(table)
+    with json_output(json_file) as write_json:
+        write_json(facts)
+    print_facts(facts, json_file)
 
 
 @commands.command()
@@ -121,19 +164,31 @@ def compare(
     from .update.report import compare_classifiers
     from .update.terminal import print_report
 
-    report = compare_classifiers(
-        read_array(old_file),
-        read_array(new_file),
-        read_array(labels_file),
-        topk=topk,
-        classes=None if classes_file is None else read_names(classes_file),
-        groups=None if groups_file is None else read_array(groups_file),
-        inputs=None if inputs_file is None else read_names(inputs_file),
-    )
-    if html_file is not None:
-        write_text(report.to_html(), html_file)
-    if json_file is not None:
-        write_json(report.to_dict(), json_file)
+    files = {
+        "old": old_file,
+        "new": new_file,
+        "target": labels_file,
+        "classes": classes_file,
+        "groups": groups_file,
+        "inputs": inputs_file,
+    }
+    options = {name: "--labels" if name == "target" else f"--{name}" for name in files}
+    check_outputs({"--html": html_file, "--json": json_file}, {options[name]: file for name, file in files.items()})
+    typed = {name: f"{options[name]} {file}" for name, file in files.items()}
+    with json_output(json_file) as write_json:
+        with naming(typed | {"topk": "--topk"}):
+            report = compare_classifiers(
+                read_array(old_file),
+                read_array(new_file),
+                read_array(labels_file),
+                topk=topk,
+                classes=None if classes_file is None else read_names(classes_file),
+                groups=None if groups_file is None else read_array(groups_file),
+                inputs=None if inputs_file is None else read_names(inputs_file),
+            )
+        if html_file is not None:
+            write_text(report.to_html(), html_file)
+        write_json(report.to_dict())
     if str(json_file) != "-":
         print_report(report, console)
 
@@ -150,31 +205,39 @@ def search(
     json_file: JsonFile = None,
 ) -> None:
     """The exact nearest neighbours of every query."""
+    check_outputs({"--out": out_file, "--json": json_file}, {"--queries": queries_file, "--gallery": gallery_file})
     queries, gallery = read_array(queries_file), read_array(gallery_file)
     from .search import knn
 
-    with replacing(out_file) as file:  # opened first: a name that cannot be written is known before the work is done
-        start = perf_counter()
-        found = knn(queries, gallery, k, metric=cast(Any, metric))  # knn itself checks the name
-        seconds = perf_counter() - start
-        np.savez(file, indices=found.indices, scores=found.scores)
-    facts = {
-        "schema": "graceful_fast.search/1",
-        "queries": len(queries),
-        "gallery": len(gallery),
-        "dimensions": int(gallery.shape[1]),
-        "k": k,
-        "metric": metric,
-        "seconds": round(seconds, 6),
-        "out": str(out_file),
-    }
-    if json_file is not None:
-        write_json(facts, json_file)
-    if str(json_file) != "-":
-        table = Table(show_header=False, box=None)
-        for key, value in facts.items():
-            table.add_row(key, Text(str(value)))
-        console.print(table)
+    typed = {"queries": f"--queries {queries_file}", "gallery": f"--gallery {gallery_file}"}
+    with json_output(json_file) as write_json:
+        with replacing(out_file) as file, naming(typed | {"k": "-k", "metric": "--metric"}):
+            start = perf_counter()
+            found = knn(queries, gallery, k, metric=cast(Any, metric))  # knn itself checks the name
+            seconds = perf_counter() - start
+            np.savez(file, indices=found.indices, scores=found.scores)
+        facts = {
+            "schema": "graceful_fast.search/1",
+            "queries": len(queries),
+            "gallery": len(gallery),
+            "dimensions": int(gallery.shape[1]),
+            "k": k,
+            "metric": metric,
+            "seconds": round(seconds, 6),
+            "out": str(out_file),
+        }
+        write_json(facts)
+    print_facts(facts, json_file)
+
+
+def print_facts(facts: dict[str, Any], json_file: Path | None) -> None:
+    """A line each, unless stdout is for the JSON."""
+    if str(json_file) == "-":
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        table.add_row(key, Text(str(value)))
+    console.print(table)
 
 
 @commands.command()
@@ -188,6 +251,6 @@ def demo(
     from .demo import run
 
     # With --json - the tables go to stderr, so that stdout holds nothing but the JSON.
-    result = run(output, seeds=seeds, quick=quick, console=Console(stderr=True) if str(json_file) == "-" else console)
-    if json_file is not None:
-        write_json(result, json_file)
+    screen = Console(stderr=True) if str(json_file) == "-" else console
+    with json_output(json_file) as write_json:
+        write_json(run(output, seeds=seeds, quick=quick, console=screen))

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass, field
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ def count_flips(old: Any, new: Any, target: Any, *, topk: int = 1, groups: Any =
     Raises:
         ValueError: shapes that do not match, a NaN score, a label or `topk` out of range; names the argument and the
             first offending row.
-        TypeError: a dtype that is none of the above.
+        TypeError: a dtype that is none of the above, a `topk` that is no integer.
 
     Source: Yan et al., "Positive-Congruent Training: Towards Regression-Free Model Updates", CVPR 2021, eq. 2 (NFR) and
     eq. 11 (relative NFR).
@@ -221,7 +220,9 @@ def _read_model(value: Any, name: str, labels: np.ndarray) -> Any:
 
 
 def _check_topk(topk: int, models: dict[str, Any]) -> None:
-    if isinstance(topk, bool) or index(topk) < 1:
+    if not hasattr(topk, "__index__"):
+        raise TypeError(f"topk: expected an integer, got {type(topk).__name__}")
+    if isinstance(topk, bool) or topk < 1:
         raise ValueError(f"topk: expected 1 or more, got {topk}")
     for name, model in models.items():
         if model.ndim == 1 and topk > 1:

@@ -56,6 +56,20 @@ def test_compare_prints_headline_classes_and_samples(command: Command) -> None:
     assert "worst groups" in result.out
 
 
+def test_compare_prints_the_worst_and_says_how_many_more(command: Command) -> None:
+    np.save("many.npy", np.arange(15))
+    np.save("wrong.npy", np.where(np.arange(15) < 12, 15, np.arange(15)))
+    result = command("compare", "--old", "many.npy", "--new", "wrong.npy", "--labels", "many.npy")
+    assert result.out.count("row ") == 10
+    assert "… 2 more; --json and --html hold them" in result.out
+    table = result.out.partition("worst classes")[2].partition("samples that broke")[0]
+    assert table.count("100.0") == 5
+    np.save("wrong.npy", np.where(np.arange(15) < 1, 15, np.arange(15)))
+    out = command("compare", "--old", "many.npy", "--new", "wrong.npy", "--labels", "many.npy").out
+    assert "more; --json" not in out
+    assert out.partition("worst classes")[2].partition("samples that broke")[0].count("%") == 1
+
+
 def test_json_dash_prints_json_and_nothing_else(command: Command) -> None:
     result = command(*COMPARE, "--json", "-")
     assert (result.code, result.err) == (0, "")
@@ -96,13 +110,21 @@ def as_bytes(array: np.ndarray) -> bytes:
         (lambda: b"a,b\n1,2\n", "bad.npy: expected a .npy file, got another format"),
         (lambda: as_bytes(OLD).replace(b"{", b"["), "bad.npy: not a readable .npy file"),
         (lambda: as_bytes(np.array([{}], object)), "bad.npy: holds pickled Python objects"),
+        (lambda: as_bytes(OLD).replace(b"(5, 3), }          ", b"(%d, 3), }" % 10**11), "bad.npy: truncated"),
+        (
+            lambda: as_bytes(OLD).replace(b"(5, 3), }" + 18 * b" ", b"(%d, 3), }" % (6 * 10**18)),
+            "bad.npy: not a readable",
+        ),
         (lambda: as_bytes(OLD[:0]), "bad.npy: expected at least one row, got shape (0, 3)"),
         (lambda: as_bytes(OLD[0, 0]), "bad.npy: expected at least one row, got shape ()"),
-        (lambda: as_bytes(OLD[:4]), "old: expected as many rows as target"),
-        (lambda: as_bytes(OLD[None]), "old: expected as many rows as target"),
+        (lambda: as_bytes(OLD[:4]), "--old bad.npy: expected as many rows as labels"),
+        (lambda: as_bytes(OLD[None]), "--old bad.npy: expected as many rows as labels"),
         (lambda: as_bytes(OLD.astype(complex)), "complex128"),
-        (lambda: as_bytes(OLD[:, 0]), "old: expected predicted classes as integers"),
-        (lambda: as_bytes(np.where(OLD == 5, np.nan, OLD)), "old: expected scores without NaN, got one in row 3"),
+        (lambda: as_bytes(OLD[:, 0]), "--old bad.npy: expected predicted classes as integers"),
+        (
+            lambda: as_bytes(np.where(OLD == 5, np.nan, OLD)),
+            "--old bad.npy: expected scores without NaN, got one in row 3",
+        ),
     ],
 )
 def test_a_bad_score_file_is_one_line_and_exit_code_2(
@@ -116,26 +138,40 @@ def test_a_bad_score_file_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--labels", "labels.npy"), "target: expected classes below 3"),
-        (("--classes", "two.txt"), "classes: expected a name for each of 3 classes, got 2"),
+        (("--labels", "labels.npy"), "--labels labels.npy: expected classes below 3"),
+        (("--classes", "two.txt"), "--classes two.txt: expected a name for each of 3 classes, got 2"),
         (("--classes", "latin.txt"), "latin.txt: expected UTF-8 text"),
         (("--classes", "empty.txt"), "empty.txt: expected one name a line"),
         (("--classes", "none.txt"), "none.txt: no such file"),
-        (("--inputs", "two.txt"), "inputs: expected 5 names as target, got 2"),
+        (("--inputs", "two.txt"), "--inputs two.txt: expected 5 names as labels, got 2"),
         (("--groups", "archive.npz"), "archive.npz: expected a .npy file, got an archive"),
         (("--groups", "."), ".: expected a .npy file"),
-        (("--topk", "4"), "topk: expected at most the 3 classes"),
+        (("--groups", "labels.npy", "--topk", "2", "--old", "labels.npy"), "--topk: expected 1, as old is predicted"),
+        (("--labels", "float.npy"), "--labels float.npy: expected integers, got dtype float64"),
+        (("--topk", "4"), "--topk: expected at most the 3 classes"),
         (("--html", "nowhere/r.html"), "nowhere/r.html: cannot write"),
         (("--json", "nowhere/r.json"), "nowhere/r.json: cannot write"),
+        (("--html", "r.html", "--json", "nowhere/r.json"), "nowhere/r.json: cannot write"),
+        (("--html", "folder"), "folder: cannot write: Is a directory"),
+        (("--json", "folder"), "folder: cannot write: Is a directory"),
+        (("--json", ""), ".: cannot write: Is a directory"),
+        (("--json", "r", "--html", "./r"), "--json r: expected another file than that of --html"),
+        (("--html", "link"), "--html link: expected another file than that of --old"),
+        (("--json", 300 * "r"), "cannot write: File name too long"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(command: Command, arguments: tuple[str, ...], reason: str) -> None:
     np.save("labels.npy", TARGET + 1)
+    np.save("float.npy", TARGET.astype(float))
+    Path("folder").mkdir()
+    Path("link").symlink_to("old.npy")
     np.savez("archive.npz", TARGET)
     Path("two.txt").write_text("a\nb\n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
     Path("empty.txt").write_text("\n\n")
+    before = {path: path.stat().st_size for path in Path().iterdir()}
     refused(command(*COMPARE, *arguments), reason)
+    assert {path: path.stat().st_size for path in Path().iterdir()} == before
 
 
 def test_usage_errors_have_exit_code_2(command: Command) -> None:
@@ -185,17 +221,98 @@ def test_search_writes_the_neighbours(command: Command) -> None:
     [
         (("--queries", "none.npy"), "none.npy: no such file"),
         (("--gallery", "empty.npy"), "empty.npy: expected a .npy file, got an empty file"),
-        (("-k", "6"), "k"),
-        (("--metric", "hamming"), "hamming"),
-        (("--gallery", "narrow.npy"), "(5, 2)"),
+        (("-k", "6"), "-k: expected 1 to 5"),
+        (("-k", "0"), "-k: expected 1 to 5"),
+        (("--metric", "hamming"), "--metric: expected one of 'cosine', 'ip', 'l2', got 'hamming'"),
+        (("--gallery", "narrow.npy"), "--gallery narrow.npy: expected the dim of the queries"),
+        (("--queries", "long.npy"), "--queries long.npy: expected real numbers of at most 64 bits"),
+        (("--queries", "zero.npy"), "--queries zero.npy: row 3: cosine of a zero vector is undefined"),
         (("--out", "nowhere/n.npz"), "nowhere/n.npz: cannot write"),
+        (("--out", "narrow.npy", "--gallery", "narrow.npy"), "--out narrow.npy: expected another file than"),
+        (("--json", "n.npz"), "--json n.npz: expected another file than that of --out"),
+        (("--json", "nowhere/n.json"), "nowhere/n.json: cannot write"),
     ],
 )
 def test_bad_searches_are_one_line_and_exit_code_2(command: Command, arguments: tuple[str, ...], reason: str) -> None:
     Path("empty.npy").touch()
     np.save("narrow.npy", OLD[:, :2])
+    np.save("long.npy", OLD.astype(np.longdouble))
+    np.save("zero.npy", OLD * (np.arange(5) != 3)[:, None])
     refused(
         command("search", "--queries", "old.npy", "--gallery", "new.npy", "-k", "2", "--out", "n.npz", *arguments),
         reason,
     )
     assert not list(Path().glob("n.npz*"))
+
+
+def test_a_link_is_kept_and_a_pipe_is_written_to(command: Command) -> None:
+    Path("real.json").touch()
+    Path("link.json").symlink_to("real.json")
+    assert command(*COMPARE, "--json", "link.json").code == 0
+    assert Path("link.json").is_symlink()
+    assert json.loads(Path("real.json").read_text())["flips"]["total"] == 5
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        code = command(*COMPARE, "--json", "pipe").code
+        written = reader.communicate(timeout=60)[0]
+    assert (code, json.loads(written)["flips"]["total"]) == (0, 5)
+    assert Path("pipe").is_fifo()
+
+
+def test_names_from_windows_have_no_line_ends_and_no_byte_order_mark(command: Command) -> None:
+    Path("windows.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nowl\r\n\r\n")
+    written = json.loads(command(*COMPARE, "--classes", "windows.txt", "--json", "-").out)
+    assert sorted(row["name"] for row in written["per_class"]) == ["cat", "dog", "owl"]
+
+
+def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    line = line.replace("COMPARE", f"{sys.executable} -m graceful_fast {' '.join(COMPARE)}")
+    environment = {**os.environ, **environment}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(command: Command) -> None:
+    before = sorted(Path().iterdir())
+    for output in ("--json r.json", "--html r.html"):
+        done = in_shell(f"ulimit -f 1; COMPARE {output}")  # no file above 1 KiB
+        refused(Result(done.returncode, done.stdout, done.stderr), f"{output.split()[1]}: cannot write: File too large")
+        assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("output", ["", "--json -"])
+def test_output_that_cannot_be_written_is_one_line(command: Command, output: str) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("needs /dev/full")
+    done = in_shell(f"COMPARE {output} > /dev/full")
+    refused(Result(done.returncode, done.stdout, done.stderr), "standard output: No space left on device")
+
+
+@pytest.mark.parametrize("output", ["", "--json -"])
+def test_a_reader_that_has_seen_enough_is_no_error_message(command: Command, output: str) -> None:
+    done = in_shell(f"(COMPARE {output}; echo $? >&2) | true")
+    assert done.stderr == "141\n"
+
+
+def test_a_terminal_without_the_sign_gets_another(command: Command) -> None:
+    done = in_shell("COMPARE", PYTHONIOENCODING="ascii", COLUMNS="40")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "40.0?% of" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 40
+
+
+def test_an_interrupt_is_no_defect(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "read_array", interrupt)
+    result = command(*COMPARE)
+    assert result.code == 130
+    assert "Traceback" not in result.err
+
+
+def test_a_defect_is_a_traceback_and_exit_code_70(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "read_array", lambda path: {}["gone"])
+    result = command(*COMPARE)
+    assert result.code == 70
+    assert "Traceback" in result.err
+    assert result.err.splitlines()[-1] == "graceful-fast: unexpected error: 'gone'"

@@ -1,6 +1,8 @@
 """The demo: it runs from end to end, its effect shows in several seeds, and the published pair is optional."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from graceful_fast.demo import evaluate, files, images, published
+from graceful_fast.demo import digits, evaluate, files, images, published
 
-pytest.importorskip("rich")
+tables = pytest.importorskip("graceful_fast.demo.tables")  # needs rich
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +34,7 @@ def test_quick_demo_runs_from_end_to_end(tmp_path):
     loaded_images()
     done = command("--quick", "--output", str(tmp_path / "out"), "--json", "-")
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = json.loads(done.stdout, parse_constant=pytest.fail)
     assert result["schema"] == "graceful_fast.demo/1"
     assert result["published"] == {"skipped": "left out by --quick"}
     (seed,) = result["digits"]["seeds"]
@@ -54,6 +56,68 @@ def test_no_seed_is_bad_input(tmp_path):
     done = command("--seeds", "0", "--output", str(tmp_path))
     assert done.returncode == 2
     assert "seeds: expected 1 or more, got 0" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_and_a_file_that_cannot_be_written_are_known_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    for arguments, reason in (
+        (("--output", str(tmp_path / "file")), f"{tmp_path}/file: cannot make the folder: File exists"),
+        (("--output", str(tmp_path), "--json", "nowhere/d.json"), "nowhere/d.json: cannot write: No such file"),
+    ):
+        done = command("--quick", *arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"graceful-fast: {reason}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def seed_of(gain, relative_nfr=0.5):
+    numbers = {"accuracy": 0.912, "nfr": 0.0123, "relative_nfr": relative_nfr, "compatible": False, "update_gain": gain}
+    numbers |= {"old/old": 0.853, "new/old": 0.234, "new/new": 0.956}
+    return {"models": {"old": {"accuracy": 0.9, "old/old": 0.853}, **dict.fromkeys(evaluate.SUCCESSORS, numbers)}}
+
+
+def printed(table):
+    from rich.console import Console
+
+    screen = Console(width=200, file=io.StringIO())
+    screen.print(table)
+    return screen.file.getvalue()
+
+
+def test_undefined_ratios_are_null_and_a_dash():
+    numbers = [seed_of(0.4), seed_of(None, None)]
+    summary = evaluate.summarise(numbers)
+    assert summary["BCT"]["update_gain"] is None
+    assert summary["BCT"]["relative_nfr"] is None
+    assert summary["BCT"]["nfr"] == {"mean": 0.0123, "min": 0.0123, "max": 0.0123}
+    json.dumps(summary, allow_nan=False)
+    assert re.search(r"BCT .* 0 of 2 . +- ", printed(tables.retrieval(summary, 2)))
+    assert re.search(r"BCT .* 1.23 . +- ", printed(tables.flips(summary, 2)))
+
+
+def test_evaluation_of_a_perfect_old_model_has_no_undefined_number():
+    embeddings = torch.eye(4).repeat(2, 1)
+    model = digits.Trained("plain", embeddings, 9 * embeddings, 0.0)
+    labels = torch.arange(4).repeat(2)
+    numbers = evaluate.evaluate_model(model, digits.Trained("old", embeddings, embeddings, 0.0), model, labels)
+    assert (numbers["old/old"], numbers["nfr"], numbers["compatible"]) == (1, 0, False)
+    assert numbers["relative_nfr"] is numbers["update_gain"] is None
+
+
+@pytest.mark.parametrize(("gain", "cell"), [(-27.5, "-"), (0.0, "-"), (0.42, "42")])
+def test_gain_is_shown_where_there_is_one(gain, cell):
+    text = printed(tables.retrieval(evaluate.summarise([seed_of(gain)]), 1))
+    assert re.search(rf"BCT .* 0 of 1 . +{cell} ", text)
+    assert re.search(r"old +. +85.3 . +- ", text)
+
+
+def test_tables_fit_eighty_columns():
+    numbers = [seed_of(0.4) for _ in range(10)]
+    for name in evaluate.SUCCESSORS:
+        varied = {"nfr": 0.01, "accuracy": 0.8, "relative_nfr": 0.4, "new/old": 0.1, "new/new": 0.9, "update_gain": 0.9}
+        numbers[3]["models"][name] = numbers[3]["models"][name] | varied
+    for table in (tables.flips, tables.retrieval):
+        assert max(map(len, printed(table(evaluate.summarise(numbers), 10)).rstrip().splitlines())) <= 80
 
 
 @pytest.mark.slow
@@ -106,6 +170,14 @@ def test_published_pair_skipped_is_no_failure(monkeypatch, tmp_path, capsys):
     assert "published pair skipped: no network" in capsys.readouterr().out
 
 
+def test_published_pair_says_when_there_is_no_cache_folder(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(published, "missing_packages", list)
+    with pytest.raises(published.Unavailable, match="cannot be used as cache: Not a directory"):
+        published.run(lambda line: None)
+
+
 def test_wheel_of_another_hash_is_never_unpacked(monkeypatch, tmp_path):
     (tmp_path / "magika-0.5.1-py3-none-any.whl").write_bytes(b"not the wheel")
     monkeypatch.setattr(published, "_download", lambda release, cache: None)
@@ -129,6 +201,21 @@ def test_labels_of_both_releases_are_read(tmp_path):
         encoding="utf-8",
     )
     assert published.predict(tmp_path, [Path("a"), Path("b"), Path("c")]) == ["python", "c", "unknown"]
+
+
+def test_published_report_compares_both_releases_with_the_extension():
+    found = [files.LabelledFile(Path(f"{i}.x"), kind) for i, kind in enumerate(["python", "python", "c", "toml"])]
+    report = published.report_of(found, ["python", "python", "txt", "txt"], ["python", "perl", "c", "toml"])
+    assert (report.flips.negative_indices.tolist(), report.flips.positive) == ([1], 2)
+    assert {group.name: group.flips.total for group in report.per_group} == {
+        "types that both know": 3,
+        "types new in 1.0": 1,
+    }
+    text = printed(tables.published(report))
+    assert re.search(r"python .* 2 . +1 . +0 . perl 1 ", text)
+    assert not re.search("toml|txt", text)  # nothing of theirs broke
+    assert "4 files: accuracy 50.0% before, 75.0% after; negative flips 25.00%" in tables.published_in_words(report)
+    assert tables.facts(report)["classes"]["python"] == {"files": 2, "broken": 1, "fixed": 0}
 
 
 def test_files_are_chosen_evenly_and_the_same_each_time(tmp_path):
@@ -164,8 +251,6 @@ def test_shift_moves_each_image_by_whole_pixels():
 
 
 def test_training_is_the_same_for_the_same_seed():
-    from graceful_fast.demo import digits
-
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(40, 1, images.SIDE, images.SIDE, generator=generator)
     data = images.Images(pixels, torch.arange(40) % 10, "noise")

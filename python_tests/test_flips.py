@@ -190,6 +190,8 @@ POISONED[2, 1] = NAN
         ((SCORES, SCORES.astype(complex), TARGET), TypeError, "new: .* complex128"),
         ((SCORES[:, :0], SCORES, TARGET), ValueError, "topk: expected at most the 0 classes of old"),
         (("cat", SCORES, TARGET), (TypeError, ValueError), "old: "),
+        (([[0.5, 0.5], [1.0]], SCORES, TARGET), ValueError, "old: expected rows of one length"),
+        ((SCORES, SCORES, [[0], [1, 2]]), ValueError, "target: expected rows of one length"),
         ((object(), SCORES, TARGET), TypeError, "old: .* got object"),
     ],
 )
@@ -209,7 +211,8 @@ def test_bad_input_names_argument_expectation_and_fact(
         (0, ValueError, "topk: expected 1 or more, got 0"),
         (4, ValueError, "topk: expected at most the 3 classes of old, got 4"),
         (True, ValueError, "topk"),
-        (1.5, TypeError, "float"),
+        (1.5, TypeError, "topk: expected an integer, got float"),
+        ("1", TypeError, "topk: expected an integer, got str"),
     ],
 )
 def test_bad_topk(topk: Any, error: type[Exception], message: str) -> None:
@@ -220,6 +223,20 @@ def test_bad_topk(topk: Any, error: type[Exception], message: str) -> None:
 def test_topk_of_predicted_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="topk: expected 1, as new is predicted classes"):
         gf.count_flips(SCORES, TARGET, TARGET, topk=2)
+
+
+def test_rows_of_a_large_group_are_ascending() -> None:
+    rng = np.random.default_rng(0)
+    groups, new = rng.integers(0, 3, 5000), rng.integers(0, 2, 5000)
+    zeros = np.zeros(5000, int)
+    for name, part in gf.count_flips(zeros, new, zeros, groups=groups).by_group.items():
+        assert part.negative_indices.tolist() == np.flatnonzero((groups == name) & (new == 1)).tolist()
+
+
+def test_groups_may_be_strings_as_objects() -> None:
+    groups = np.array(["b", "a", "bb", "a"], object)
+    by_group = gf.count_flips(SCORES, SCORES, TARGET, groups=groups).by_group
+    assert {name: part.total for name, part in by_group.items()} == {"a": 2, "b": 1, "bb": 1}
 
 
 @pytest.mark.parametrize(("groups", "error"), [([1, 2], ValueError), ([0.5] * 4, TypeError), ([None] * 4, TypeError)])

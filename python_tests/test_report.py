@@ -97,6 +97,23 @@ def test_fewer_examples_are_the_worst_ones() -> None:
     assert "The first 1 of 2." in report.to_html()
 
 
+def test_blocks_of_broken_samples_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gf.compare_classifiers(OLD, NEW, TARGET).to_json()
+    monkeypatch.setattr("graceful_fast.update.report._BLOCK", 3)  # one row of three classes
+    assert gf.compare_classifiers(OLD, NEW, TARGET).to_json() == whole
+
+
+def test_predicted_classes_need_a_name_for_the_largest_of_predictions_and_labels() -> None:
+    for arrays in (([0, 2], [0, 1], [0, 1]), ([0, 1], [0, 2], [0, 1]), ([0, 1], [0, 1], [0, 2])):
+        with pytest.raises(ValueError, match="classes: expected a name for each of 3 classes, got 2"):
+            gf.compare_classifiers(*map(np.array, arrays), classes=["cat", "dog"])
+
+
+def test_an_abstention_has_no_name() -> None:
+    report = gf.compare_classifiers(np.array([1]), np.array([-1]), np.array([1]), classes=["cat", "dog"])
+    assert report.class_name(report.broken[0].new) == "-1"
+
+
 def test_classes_are_counted_apart_most_broken_first() -> None:
     target = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
     old = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
@@ -150,6 +167,7 @@ def test_json_is_the_versioned_schema_without_nan() -> None:
     [
         ({"classes": ["cat", "dog"]}, "classes: expected a name for each of 3 classes, got 2"),
         ({"inputs": ["a"]}, "inputs: expected 5 names as target, got 1"),
+        ({"max_examples": True}, "max_examples: expected 0 or more, got True"),
         ({"max_examples": -1}, "max_examples: expected 0 or more, got -1"),
         ({"confidence": 1.0}, "confidence: expected above 0 and below 1"),
         ({"groups": [1]}, r"groups: expected shape \(5,\)"),
@@ -161,8 +179,23 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         gf.compare_classifiers(OLD, NEW, TARGET, **options)
 
 
+def test_a_fraction_of_an_example_is_refused() -> None:
+    with pytest.raises(TypeError, match="max_examples: expected an integer, got float"):
+        gf.compare_classifiers(OLD, NEW, TARGET, max_examples=1.5)  # type: ignore[arg-type]
+
+
 def test_page_is_whole_and_loads_nothing() -> None:
     html = gf.compare_classifiers(OLD, NEW, TARGET, classes=NAMES, groups=[1, 1, 2, 2, 2]).to_html()
+    assert re.findall(r'class="(\w+)" style="flex:([\d.]+)', html) == [
+        ("right", "20.0000"),
+        ("broken", "40.0000"),
+        ("fixed", "20.0000"),
+        ("wrong", "20.0000"),
+    ]
+    assert re.findall(r'class="fill (\w+)" style="width:([\d.]+)', html.partition("By group")[0]) == [
+        *(("broken", "100.00"), ("fixed", "0.00")),  # cat
+        *(("broken", "100.00"), ("fixed", "100.00")),  # dog; the owl did not move
+    ]
     page = Page(html)
     assert page.open == []
     assert page.loads == []
@@ -170,6 +203,7 @@ def test_page_is_whole_and_loads_nothing() -> None:
     assert "@import" not in html
     assert "url(" not in html
     assert "prefers-color-scheme: dark" in html
+    assert "1 class without any change is left out." in page.text
     assert "Accuracy fell from 60.0\u00a0% to 40.0\u00a0%, and 40.0\u00a0% of all answers broke." in page.text
     assert page.text.index("row 3") < page.text.index("row 0")
 
@@ -201,7 +235,7 @@ def test_small_images_are_shown_and_other_inputs_named(tmp_path: Path) -> None:
 
 def test_large_images_become_thumbnails(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    noise = np.random.default_rng(0).integers(0, 256, (600, 500, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (600, 500, 4), np.uint8)  # JPEG has no transparency
     path = tmp_path / "noise.png"
     image.fromarray(noise).save(path)
     assert path.stat().st_size > 500_000
@@ -216,7 +250,9 @@ def test_a_thousand_classes_stay_a_page_of_readable_size() -> None:
     old[:9000], new[9000:] = target[:9000], target[9000:]
     html = gf.compare_classifiers(old, new, target).to_html()
     assert len(html) < 500_000
-    assert "more are in the JSON report" in html
+    text = Page(html).text
+    (more,), (other,) = re.findall(r"(\d+) more", text), re.findall(r"The other (\d+) are in the JSON report", text)
+    assert (int(more), int(other)) == (1000 - 15, 1000 - 300)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +273,30 @@ def test_headline_says_what_accuracy_hides(counts: tuple[int, int, int, int], se
 
 
 @pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ((1998, 1, 1, 0), "1 of 2,000 samples was right before and is wrong now; 1 was fixed."),
+        ((8, 2, 0, 0), "2 of 10 samples were right before and are wrong now; 0 were fixed."),
+        ((0, 0, 1234, 0), "0 of 1,234 samples were right before and are wrong now; 1,234 were fixed."),
+    ],
+)
+def test_explanation_counts_what_broke(counts: tuple[int, int, int, int], sentence: str) -> None:
+    outcomes = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], counts, axis=0)
+    report = gf.compare_classifiers(outcomes[:, 0], outcomes[:, 1], np.ones(len(outcomes), int))
+    lower, upper, _ = clopper_pearson(counts[1], sum(counts))
+    said = words.explanation(report)
+    assert said.startswith(sentence)
+    assert f"between {words.percent(lower)} and {words.percent(upper)} would break (95\u00a0% confidence)" in said
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1.0, "1.000"), (0.05, "0.050"), (0.001, "0.001"), (4.4e-37, "4e-37"), (0.0, "below 1e-300")]
+)
+def test_small_probabilities_are_powers_of_ten(p: float, text: str) -> None:
+    assert words.probability(p) == text
+
+
+@pytest.mark.parametrize(
     ("share", "text"),
     [(0, "0.0 %"), (1, "100.0 %"), (0.065, "6.5 %"), (0.0004, "0.04 %"), (0.99999, "99.999 %"), (math.nan, "–")],
 )
@@ -248,4 +308,3 @@ def test_report_is_frozen() -> None:
     report = gf.compare_classifiers(OLD, NEW, TARGET)
     with pytest.raises(AttributeError):
         report.topk = 3  # type: ignore[misc]
-    assert re.fullmatch(r"[\d.e-]+", words.probability(report.mcnemar_p))

@@ -292,7 +292,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (ValueError, r"k: expected 1 to 8, .*, got 0", {"k": 0}),
         (ValueError, r"k: expected 1 to 0", {"gallery": GOOD[:0], "k": 1}),
         (TypeError, r"k: expected an integer, got float", {"k": 2.0}),
-        (TypeError, r"queries: expected numbers, got dtype <U4", {"queries": "text"}),
+        (TypeError, r"queries: expected real numbers of at most 64 bits, got dtype <U4", {"queries": "text"}),
         (TypeError, r"queries: expected a torch tensor, .*, got dict", {"queries": {}}),
         (
             TypeError,

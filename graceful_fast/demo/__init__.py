@@ -4,6 +4,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .._files import write_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,13 +26,17 @@ def run(output: Path, *, seeds: int = 5, quick: bool = False, console: "Console 
 
     Raises:
         ValueError: `seeds` below 1, or no images installed.
+        OSError: `output` cannot be made or written to.
     """
     from rich.console import Console
 
     if seeds < 1:
         raise ValueError(f"seeds: expected 1 or more, got {seeds}")
     console = console or Console()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{output}: cannot make the folder: {error.strerror}") from error
     start = perf_counter()
     digits = _run_digits(output, 1 if quick else seeds, quick, console)
     published = _run_published(output, quick, console)
@@ -117,7 +123,7 @@ def _write_digit_reports(output: Path, pixels: Any, labels: Any, models: dict[st
             old, models[name].logits, labels, inputs=inputs, classes=[str(i) for i in range(10)]
         )
         page = output / f"digits-{name.replace(' ', '-')}.html"
-        page.write_text(report.to_html(title=f"Digits, seed 0: what the {name} update broke"), encoding="utf-8")
+        write_text(report.to_html(title=f"Digits, seed 0: what the {name} update broke"), page)
         files.append(str(page))
     return files
 
@@ -134,7 +140,7 @@ def _run_published(output: Path, quick: bool, console: "Console") -> dict[str, A
         return {"skipped": str(reason)}
     page = output / "magika.html"
     title = f"magika {published.OLD.version} to {published.NEW.version} on this machine's files"
-    page.write_text(result.to_html(title=title), encoding="utf-8")
+    write_text(result.to_html(title=title), page)
     console.print(tables.published(result))
     console.print(tables.published_in_words(result), markup=False, highlight=False)
     return {

@@ -21,7 +21,7 @@ def hit_at_1(queries: torch.Tensor, gallery: torch.Tensor, labels: torch.Tensor)
 
 
 def evaluate_model(model: Trained, old: Trained, paragon: Trained | None, labels: torch.Tensor) -> dict[str, Any]:
-    """One model's numbers, all shares of the test images.
+    """One model's numbers, all shares of the test images; None where a ratio is not defined.
 
     Args:
         model: the model; may be the old one itself.
@@ -41,13 +41,13 @@ def evaluate_model(model: Trained, old: Trained, paragon: Trained | None, labels
     best = after if paragon is None or paragon is model else hit_at_1(paragon.embeddings, paragon.embeddings, labels)
     return {
         **result,
-        "nfr": float(flips.nfr),
-        "relative_nfr": float(flips.relative_nfr),
+        "nfr": flips.nfr,
+        "relative_nfr": None if math.isnan(flips.relative_nfr) else flips.relative_nfr,
         "old/old": before,
         "new/old": across,
         "new/new": after,
         "compatible": across > before,
-        "update_gain": (across - before) / (best - before) if best > before else math.nan,
+        "update_gain": (across - before) / (best - before) if best > before else None,
     }
 
 
@@ -61,6 +61,8 @@ def evaluate_seed(seed: int, models: dict[str, Trained], labels: torch.Tensor) -
 def summarise(seeds: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Mean, least and greatest of every number over the seeds, and in how many a successor is compatible.
 
+    A ratio that is undefined (None) in some seed has no summary: None.
+
     Example:
         >>> seeds = [{"models": {"plain": {"nfr": nfr, "compatible": False}}} for nfr in (0.01, 0.03)]
         >>> summarise(seeds)
@@ -73,6 +75,8 @@ def summarise(seeds: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             values = [seed["models"][name][key] for seed in seeds]
             if isinstance(sample, bool):
                 summary[name][key] = sum(values)
+            elif None in values:
+                summary[name][key] = None
             else:
                 summary[name][key] = {"mean": math.fsum(values) / len(values), "min": min(values), "max": max(values)}
     return summary

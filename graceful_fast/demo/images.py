@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .._files import replacing
+
 SIDE = 28
 
 
@@ -88,4 +90,5 @@ def write_png(image: torch.Tensor, file: Path, enlarge: int = 3) -> None:
     chunks = (
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
     )
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with replacing(file) as png:
+        png.write(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))

@@ -130,7 +130,10 @@ def run(say: Callable[[str], None]) -> "UpdateReport":
     if missing := missing_packages():
         raise Unavailable(f"needs {', '.join(missing)}: pip install 'graceful-fast[demo]'")
     say(f"magika {OLD.version} and {NEW.version}: wheels from {cache_folder()} or the package index")
-    folders = [obtain(release, cache_folder()) for release in (OLD, NEW)]
+    try:
+        folders = [obtain(release, cache_folder()) for release in (OLD, NEW)]
+    except OSError as error:
+        raise Unavailable(f"{error.filename or cache_folder()}: cannot be used as cache: {error.strerror}") from None
     files = choose_files(system_folders(), FILES_PER_EXTENSION)
     if len(files) < FEWEST_FILES:
         raise Unavailable(f"found {len(files)} files of known types, too few to tell anything")

@@ -31,7 +31,7 @@ def trained(seed: int, seeds: int, model: "Trained", labels: "torch.Tensor") -> 
 
 def flips(summary: dict[str, dict[str, Any]], seeds: int) -> Table:
     """Accuracy and negative flips of every successor."""
-    table = Table(title=f"Classification: what the update breaks ({_range_of(seeds)})", title_justify="left")
+    table = Table(title=f"Classification: what the update breaks, {_range_of(seeds)}", title_justify="left")
     table.add_column("model", no_wrap=True)
     for column in ("accuracy %", "NFR %", "relative NFR %"):
         table.add_column(column, justify="right")
@@ -49,19 +49,21 @@ def flips(summary: dict[str, dict[str, Any]], seeds: int) -> Table:
 
 
 def retrieval(summary: dict[str, dict[str, Any]], seeds: int) -> Table:
-    """Search across versions: new queries against the old gallery."""
-    table = Table(title=f"Retrieval: hit@1 of query/gallery, % ({_range_of(seeds)})", title_justify="left")
+    """Search with each model's queries: in the gallery that the old model embedded, and in one of its own."""
+    table = Table(title=f"Retrieval: hit@1 in %, {_range_of(seeds)}", title_justify="left")
     table.add_column("model", no_wrap=True)
-    for column in ("old/old", "new/old", "new/new", "compatible", "gain"):
+    for column in ("old gallery", "own gallery", "compatible", "gain"):
         table.add_column(column, justify="right")
+    table.add_row("old", _spread(summary["old"]["old/old"]), "-", "-", "-")
     for name in ("plain", "focal distillation", "BCT"):
         row = summary[name]
-        cells = [_spread(row[key]) for key in ("old/old", "new/old", "new/new")]
+        gain = row["update_gain"]
         table.add_row(
             name.replace("distillation", "distill."),
-            *cells,
+            _spread(row["new/old"]),
+            _spread(row["new/new"]),
             f"{row['compatible']} of {seeds}",
-            f"{100 * row['update_gain']['mean']:.0f}",
+            f"{100 * gain['mean']:.0f}" if gain and gain["mean"] > 0 else "-",
         )
     return table
 
@@ -79,8 +81,9 @@ def in_words(summary: dict[str, dict[str, Any]], seeds: int) -> str:
         f"{mean(distilled, 'nfr')}, at accuracy {mean(distilled, 'accuracy')}.\n"
         f"A query of the new model finds its class in the old gallery in {mean(plain, 'new/old')} of cases after the "
         f"plain update, in {mean(bct, 'new/old')} after BCT; the old model did in {mean(bct, 'old/old')}.\n"
-        f"Compatible (new/old > old/old): BCT in {bct['compatible']} of {seeds} seeds, the plain update in "
-        f"{plain['compatible']}. Gain: what share of re-embedding the gallery with the plain model it brings, in %."
+        f"Compatible (finds more in the old gallery than the old model): BCT in {bct['compatible']} of {seeds} seeds, "
+        f"the plain update in {plain['compatible']}. Gain: in %, how much it brings of what embedding the "
+        "whole gallery again with the plain model would; - where it brings nothing."
     )
 
 
@@ -142,9 +145,11 @@ def facts(report: "UpdateReport") -> dict[str, Any]:
 
 
 def _range_of(seeds: int) -> str:
-    return f"mean and, in brackets, range of {seeds} seeds" if seeds > 1 else "1 seed"
+    return f"mean and [range] of {seeds} seeds" if seeds > 1 else "1 seed"
 
 
-def _spread(value: dict[str, float], digits: int = 1) -> str:
+def _spread(value: dict[str, float] | None, digits: int = 1) -> str:
+    if value is None:
+        return "-"
     mean, least, most = (f"{100 * value[key]:.{digits}f}" for key in ("mean", "min", "max"))
     return mean if least == most else f"{mean} [{least}, {most}]"

@@ -1,1 +1,1 @@
-"""What one update did: the report, its statistics, its verdict."""
+"""What one update did: the report and its statistics."""

@@ -158,7 +158,7 @@ def compare_classifiers(
 
     Raises:
         ValueError: shapes that do not match, a NaN score, a label, `topk` or an option out of range; too few names.
-        TypeError: a dtype that `graceful_fast.count_flips` refuses.
+        TypeError: a dtype that `graceful_fast.count_flips` refuses, a `topk` or `max_examples` that is no integer.
 
     Source: Yan et al., "Positive-Congruent Training", CVPR 2021, eq. 2 and 11, for the rates.
 
@@ -171,6 +171,8 @@ def compare_classifiers(
         >>> report.mcnemar_p
         1.0
     """
+    if not hasattr(max_examples, "__index__"):
+        raise TypeError(f"max_examples: expected an integer, got {type(max_examples).__name__}")
     if isinstance(max_examples, bool) or max_examples < 0:
         raise ValueError(f"max_examples: expected 0 or more, got {max_examples}")
     labels = read_target(target)
