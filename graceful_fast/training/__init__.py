@@ -1,1 +1,0 @@
-"""Training recipes for successors that fit what the old model left behind."""
