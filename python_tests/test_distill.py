@@ -394,3 +394,24 @@ def test_a_large_gradient_of_another_size_is_right() -> None:
         assert leaf.grad is not None
         assert wide.grad is not None
         assert (leaf.grad - wide.grad).abs().max() <= 1e-8
+
+
+# --- mixed precision, infinite rows, extreme temperatures --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("focus", ["old_correct", "negative_flip"])
+def test_float64_old_logits_are_not_rounded_to_the_new_ones_type(dtype: torch.dtype, focus: str) -> None:
+    new, old, _ = logits(6, 1500, dtype=dtype)
+    old = old.double() * (1 + 1e-12)
+    target = old.argmax(1)
+    old[0, (target[0] + 1000) % 1500] = old[0, target[0]] * (1 - 1e-12)  # equal in float32
+    old[1:3] += 2.0**20  # float32 would keep 4 bits behind the point
+    options = {"focus": focus, "reduction": "none", "temperature": 2.0}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    expected, exact = value_and_gradient(reference.focal_distillation_loss, new.double(), old, target, **options)
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert ((value - expected).abs() <= 2.0**-23 * expected.abs()).all()
+    bound = torch.finfo(dtype).eps * exact.abs() + (2.0**-24 if dtype == torch.float16 else 2.0**-30)
+    assert ((gradient.double() - exact).abs() <= bound).all()
