@@ -415,3 +415,15 @@ def test_float64_old_logits_are_not_rounded_to_the_new_ones_type(dtype: torch.dt
     assert ((value - expected).abs() <= 2.0**-23 * expected.abs()).all()
     bound = torch.finfo(dtype).eps * exact.abs() + (2.0**-24 if dtype == torch.float16 else 2.0**-30)
     assert ((gradient.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+def test_an_impossible_target_is_infinite_with_label_smoothing_too(label_smoothing: float) -> None:
+    new = torch.tensor([[0.0, -math.inf, 1.0], [0.0, 1.0, 2.0]])
+    options = {"label_smoothing": label_smoothing, "reduction": "none", "distillation_weight": 0.0}
+    value, gradient = value_and_gradient(
+        gf.focal_distillation_loss, new, torch.zeros(2, 3), torch.tensor([1, 1]), **options
+    )
+    assert value[0] == math.inf
+    assert math.isfinite(value[1])
+    assert torch.isfinite(gradient).all()
