@@ -427,3 +427,28 @@ def test_an_impossible_target_is_infinite_with_label_smoothing_too(label_smoothi
     assert value[0] == math.inf
     assert math.isfinite(value[1])
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e8, 1e10, 1e12, 1e14, 1e20, 1e39, 1e300])
+def test_the_divergence_reaches_its_limit_and_stays_there(dtype: torch.dtype, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(2, 5000, generator=generator).sort().values.to(dtype)  # every block moves the frames
+    new = old + torch.randn(2, 5000, generator=generator).sort().values.to(dtype)
+    options = {"focus": "all", "cross_entropy_weight": 0.0, "reduction": "none", "temperature": temperature}
+    target = torch.zeros(2, dtype=torch.int64)
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    difference = new.double() - old.double()
+    centred = difference - difference.mean(1, keepdim=True)
+    limit = centred.square().mean(1) / 2
+    assert ((value - limit).abs() <= 1e-6 * limit).all()
+    assert ((gradient - centred / 5000).abs() <= 1e-6 * centred.abs().max() / 5000).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-42, 1e-300])
+def test_the_divergence_vanishes_with_the_temperature(temperature: float) -> None:
+    new, old, target = logits(3, 40)
+    options = {"focus": "all", "cross_entropy_weight": 0.0, "temperature": temperature}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    assert 0 <= value < 1e-17
+    assert gradient.abs().max() < 1e-17
