@@ -52,7 +52,10 @@ def as_tensor(value: Any, name: str) -> "torch.Tensor":
         return as_tensor(array.view(np.int16), name).view(torch.bfloat16)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
-    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+    if array.itemsize > 8:
+        raise TypeError(f"{name}: expected at most 64 bits a number, got dtype {array.dtype}")
+    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    if odd or not array.dtype.isnative or not array.flags.aligned:
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
 

@@ -254,3 +254,13 @@ assert sys.modules.get("torch") is None
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- memory layouts that torch does not take --------------------------------------------------------------------------
+
+
+def test_a_field_of_records_is_counted() -> None:
+    records = np.zeros(3, dtype=[("id", "u1"), ("scores", "f4", (2,))])  # rows 9 bytes apart
+    records["scores"] = [[1, 0], [1, 0], [0, 1]]
+    flips = gf.count_flips(records["scores"], np.zeros((3, 2), np.float32), np.array([0, 1, 1]))
+    assert (flips.both_correct, flips.negative, flips.positive, flips.both_wrong) == (1, 1, 0, 1)
