@@ -5,16 +5,19 @@
 #include "cpu/distill.h"
 #include "cpu/distill_backward.h"
 #include "cpu/distill_forward.h"
+#include "cpu/rounding.h"
 
 namespace graceful_fast {
 namespace {
 
 void forward(const DistillForward& params, int64_t begin, int64_t end) {
+  const DefaultRounding rounding;
   const bool wide = computes_in_float64(params.new_logits, params.old_logits);
   for (int64_t i = begin; i < end; ++i) wide ? forward_row<double>(params, i) : forward_row<Floats>(params, i);
 }
 
 void backward(const DistillBackward& params, int64_t begin, int64_t end) {
+  const DefaultRounding rounding;
   with_type(params.new_logits.type, [&](auto out) {
     using Out = decltype(out);
     if (std::is_same_v<Out, double> || computes_in_float64(params.new_logits, params.old_logits)) {
