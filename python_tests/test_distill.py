@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DISTILL_CASES, TEMPERATURES, logits
+from torch.autograd import forward_ad
 
 import graceful_fast as gf
 from graceful_fast import _ops, reference
@@ -396,7 +397,7 @@ def test_a_large_gradient_of_another_size_is_right() -> None:
         assert (leaf.grad - wide.grad).abs().max() <= 1e-8
 
 
-# --- mixed precision, infinite rows, extreme temperatures --------------------------------------------------------------
+# --- mixed precision, infinite rows, extreme temperatures -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -452,3 +453,12 @@ def test_the_divergence_vanishes_with_the_temperature(temperature: float) -> Non
     value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
     assert 0 <= value < 1e-17
     assert gradient.abs().max() < 1e-17
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
+def test_forward_mode_is_a_clear_error() -> None:
+    new, old, target = logits(3, 5)
+    with pytest.raises(RuntimeError, match="jvp|setup_context"):
+        torch.func.jvp(lambda x: gf.focal_distillation_loss(x, old, target), (new,), (new,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        gf.focal_distillation_loss(forward_ad.make_dual(new, new), old, target)
