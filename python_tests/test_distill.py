@@ -458,7 +458,7 @@ def test_the_divergence_vanishes_with_the_temperature(temperature: float) -> Non
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
 def test_forward_mode_is_a_clear_error() -> None:
     new, old, target = logits(3, 5)
-    with pytest.raises(RuntimeError, match="jvp|setup_context"):
+    with pytest.raises(RuntimeError, match=r"jvp|setup_context"):
         torch.func.jvp(lambda x: gf.focal_distillation_loss(x, old, target), (new,), (new,))
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
         gf.focal_distillation_loss(forward_ad.make_dual(new, new), old, target)
