@@ -55,7 +55,8 @@ def as_tensor(value: Any, name: str) -> "torch.Tensor":
         return as_tensor(array.view(np.int16), name).view(torch.bfloat16)
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise TypeError(f"{name}: expected real numbers of at most 64 bits, got dtype {array.dtype}")
-    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    if odd or not array.dtype.isnative or not array.flags.aligned:
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
 

@@ -101,7 +101,8 @@ def _walk(
     distance = (at_target - top)[:, 0].double()
     loss = F.softplus(others.log() - distance)
     if label_smoothing:
-        loss = loss + label_smoothing * (at_target[:, 0] - total / classes)
+        # an infinite loss stays: the uniform part is as infinite, and their difference would be NaN
+        loss = torch.where(loss == torch.inf, loss, loss + label_smoothing * (at_target[:, 0] - total / classes))
     if pulled is None:
         return loss, None
     own = weight[target, :width].to(dtype)

@@ -4,6 +4,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _C
 
@@ -142,7 +143,8 @@ def distill(
         ignore_index,
         reduction,
     )
-    if new_logits.requires_grad and torch.is_grad_enabled():
+    # Forward-mode AD goes the same way, to its error: the raw op's tangent would be silently 0.
+    if (new_logits.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         loss: torch.Tensor = _Distill.apply(new_logits, old_logits, target, weight, options)  # type: ignore[no-untyped-call]
     else:
         loss = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)[0]

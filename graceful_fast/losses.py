@@ -46,7 +46,8 @@ def focal_distillation_loss(
 
     Args:
         new_logits: (B, C) float32, float64, bfloat16 or float16; rows may be strided. Gets the gradient.
-        old_logits: (B, C_old) of any of these dtypes. Gets none.
+        old_logits: (B, C_old) of any of these dtypes. Gets none. Float64 is never rounded: rows are then computed in
+            float64, many times slower than in float32.
         target: (B,) int64, each 0 <= target < C or `ignore_index`.
         divergence: "kl" or "logits".
         alpha: Focal weight of every row.

@@ -100,7 +100,7 @@ def knn(
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -159,7 +159,10 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     if tuple(tensor.shape) != (count,):
         raise ValueError(f"{name}: expected shape ({count},), got {tuple(tensor.shape)}")
-    return tensor.to(device="cpu", dtype=torch.int64).contiguous()
+    labels = tensor.to(device="cpu", dtype=torch.int64).contiguous()
+    if tensor.dtype == torch.uint64 and len(rows := (labels < 0).nonzero()):
+        raise ValueError(f"{name}: expected integers below 2^63, got {tensor[rows[0, 0]].item()} in row {rows[0, 0]}")
+    return labels
 
 
 def raise_fault(status: list[int], queries: "torch.Tensor", gallery: "torch.Tensor") -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DISTILL_CASES, TEMPERATURES, logits
+from torch.autograd import forward_ad
 
 import graceful_fast as gf
 from graceful_fast import _ops, reference
@@ -394,3 +395,70 @@ def test_a_large_gradient_of_another_size_is_right() -> None:
         assert leaf.grad is not None
         assert wide.grad is not None
         assert (leaf.grad - wide.grad).abs().max() <= 1e-8
+
+
+# --- mixed precision, infinite rows, extreme temperatures -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("focus", ["old_correct", "negative_flip"])
+def test_float64_old_logits_are_not_rounded_to_the_new_ones_type(dtype: torch.dtype, focus: str) -> None:
+    new, old, _ = logits(6, 1500, dtype=dtype)
+    old = old.double() * (1 + 1e-12)
+    target = old.argmax(1)
+    old[0, (target[0] + 1000) % 1500] = old[0, target[0]] * (1 - 1e-12)  # equal in float32
+    old[1:3] += 2.0**20  # float32 would keep 4 bits behind the point
+    options = {"focus": focus, "reduction": "none", "temperature": 2.0}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    expected, exact = value_and_gradient(reference.focal_distillation_loss, new.double(), old, target, **options)
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert ((value - expected).abs() <= 2.0**-23 * expected.abs()).all()
+    bound = torch.finfo(dtype).eps * exact.abs() + (2.0**-24 if dtype == torch.float16 else 2.0**-30)
+    assert ((gradient.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+def test_an_impossible_target_is_infinite_with_label_smoothing_too(label_smoothing: float) -> None:
+    new = torch.tensor([[0.0, -math.inf, 1.0], [0.0, 1.0, 2.0]])
+    options = {"label_smoothing": label_smoothing, "reduction": "none", "distillation_weight": 0.0}
+    value, gradient = value_and_gradient(
+        gf.focal_distillation_loss, new, torch.zeros(2, 3), torch.tensor([1, 1]), **options
+    )
+    assert value[0] == math.inf
+    assert math.isfinite(value[1])
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e8, 1e10, 1e12, 1e14, 1e20, 1e39, 1e300])
+def test_the_divergence_reaches_its_limit_and_stays_there(dtype: torch.dtype, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(2, 5000, generator=generator).sort().values.to(dtype)  # every block moves the frames
+    new = old + torch.randn(2, 5000, generator=generator).sort().values.to(dtype)
+    options = {"focus": "all", "cross_entropy_weight": 0.0, "reduction": "none", "temperature": temperature}
+    target = torch.zeros(2, dtype=torch.int64)
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    difference = new.double() - old.double()
+    centred = difference - difference.mean(1, keepdim=True)
+    limit = centred.square().mean(1) / 2
+    assert ((value - limit).abs() <= 1e-6 * limit).all()
+    assert ((gradient - centred / 5000).abs() <= 1e-6 * centred.abs().max() / 5000).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-42, 1e-300])
+def test_the_divergence_vanishes_with_the_temperature(temperature: float) -> None:
+    new, old, target = logits(3, 40)
+    options = {"focus": "all", "cross_entropy_weight": 0.0, "temperature": temperature}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    assert 0 <= value < 1e-17
+    assert gradient.abs().max() < 1e-17
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
+def test_forward_mode_is_a_clear_error() -> None:
+    new, old, target = logits(3, 5)
+    with pytest.raises(RuntimeError, match=r"jvp|setup_context"):
+        torch.func.jvp(lambda x: gf.focal_distillation_loss(x, old, target), (new,), (new,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        gf.focal_distillation_loss(forward_ad.make_dual(new, new), old, target)

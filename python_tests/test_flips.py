@@ -271,3 +271,26 @@ assert sys.modules.get("torch") is None
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- memory layouts that torch does not take --------------------------------------------------------------------------
+
+
+def test_a_field_of_records_is_counted() -> None:
+    records = np.zeros(3, dtype=[("id", "u1"), ("scores", "f4", (2,))])  # rows 9 bytes apart
+    records["scores"] = [[1, 0], [1, 0], [0, 1]]
+    flips = gf.count_flips(records["scores"], np.zeros((3, 2), np.float32), np.array([0, 1, 1]))
+    assert (flips.both_correct, flips.negative, flips.positive, flips.both_wrong) == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_subnormal_scores_count_when_the_caller_flushes_them(dtype: torch.dtype) -> None:
+    scores = torch.zeros(400, 1000, dtype=dtype)  # more than one thread's rows
+    scores[:, 7] = torch.finfo(dtype).smallest_normal / 4
+    target = torch.full((400,), 7)
+    torch.set_flush_denormal(True)
+    try:
+        flips = gf.count_flips(scores, scores, target)
+    finally:
+        torch.set_flush_denormal(False)
+    assert flips.both_correct == 400

@@ -225,3 +225,21 @@ def test_docstrings_run():
     results = doctest.testmod(losses)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+# --- classes masked by a bias of -inf ---------------------------------------------------------------------------------
+
+
+def test_a_masked_target_is_infinite_with_label_smoothing_too() -> None:
+    bias = torch.tensor([-torch.inf, 0.0])
+    for label_smoothing in (0.0, 0.1):
+        loss = gf.influence_loss(
+            torch.eye(2),
+            torch.eye(2),
+            torch.tensor([0, 1]),
+            old_bias=bias,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        )
+        assert loss[0] == torch.inf
+        assert not loss[1].isnan()

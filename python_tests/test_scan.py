@@ -344,3 +344,33 @@ def test_the_op_is_registered_correctly(labels: bool) -> None:
     some = [torch.arange(5), torch.arange(90)] if labels else [None, None]
     arguments = (torch.randn(5, 12), torch.randn(90, 12), 4, 2, *some, *some)
     torch.library.opcheck(torch.ops.graceful_fast.scan_collect.default, arguments)
+
+
+# --- memory layouts and labels that torch does not take ---------------------------------------------------------------
+
+
+def test_fields_of_records_and_misaligned_arrays_are_searched() -> None:
+    rows = np.random.default_rng(0).standard_normal((70, 12)).astype(np.float32)
+    expected = gf.knn(rows, rows, 3)
+    records = np.zeros(70, dtype=[("id", "u1"), ("embedding", "f4", (12,))])  # rows 49 bytes apart
+    records["embedding"] = rows
+    shifted = np.zeros(rows.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(rows.shape)
+    shifted[:] = rows
+    for odd in (records["embedding"], shifted):
+        assert_same(gf.knn(odd, odd, 3), tuple(expected))
+
+
+def test_unsigned_ids_never_meet_negative_ones() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    large = np.array([1, 2**64 - 1, 2], np.uint64)
+    with pytest.raises(
+        ValueError, match=r"query_ids: expected integers below 2\^63, got 18446744073709551615 in row 1"
+    ):
+        gf.knn(rows, rows, 1, query_ids=large, gallery_ids=np.array([-1, -1, -1]))
+    small = gf.knn(rows, rows, 1, query_ids=np.arange(3, dtype=np.uint64), gallery_ids=np.arange(3)).indices
+    assert (small[:, 0] != np.arange(3)).all()
+
+
+def test_numbers_wider_than_float64_are_named() -> None:
+    with pytest.raises(TypeError, match="gallery: expected at most 64 bits a number, got dtype"):
+        gf.knn(GOOD, GOOD.astype(np.longdouble), 1)

@@ -29,6 +29,9 @@ const int64_t* targets(const Tensor& target) {
   return pointer<int64_t>(target);
 }
 
+// T^2 KL is at its limits beyond, and these bounds keep 1/T and the squares of (logit differences)/T normal in float32.
+double within_range(double temperature) { return std::clamp(temperature, 0x1p-120, 0x1p48); }
+
 // 2^14 classes a task: some tens of microseconds, far above the cost of handing it to a thread.
 int64_t grain(int64_t classes) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, classes)); }
 
@@ -53,7 +56,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_l
                         Focus(focus),
                         alpha,
                         beta,
-                        temperature,
+                        within_range(temperature),
                         label_smoothing,
                         ignore_index};
   const int64_t classes = params.new_logits.columns;
@@ -124,7 +127,7 @@ Tensor backward(const Tensor& grad_output, const Tensor& new_logits, const Tenso
                          0,
                          nullptr,
                          DivergenceKind(divergence),
-                         temperature,
+                         within_range(temperature),
                          label_smoothing};
   const bool wide = params.new_logits.type == Element::float64;
   GF_CHECK(grad_output.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float), "distill",

@@ -34,6 +34,11 @@ struct DistillBackward {
   double temperature, label_smoothing;
 };
 
+// What a row is computed in: float64 logits of either model must not be rounded before they are compared or subtracted.
+inline bool computes_in_float64(const Matrix& new_logits, const Matrix& old_logits) {
+  return new_logits.type == Element::float64 || old_logits.type == Element::float64;
+}
+
 struct DistillKernels {
   void (*forward)(const DistillForward&, int64_t begin, int64_t end);  // rows begin..end-1
   void (*backward)(const DistillBackward&, int64_t begin, int64_t end);

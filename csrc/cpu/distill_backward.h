@@ -73,11 +73,12 @@ double target_gradient(const DistillBackward& params, const RowStatistics& row, 
 template <class V, class Out>
 void backward_row(const DistillBackward& params, int64_t i) {
   using S = ScalarOf<V>;
+  using Widened = decltype(widen(Out{}));
   const auto& row = reinterpret_cast<const RowStatistics*>(params.statistics)[i];
   const int64_t classes = params.new_logits.columns, at = i * params.grad_output_stride;
   Out* gradient = static_cast<Out*>(params.gradient) + i * classes;
-  const double incoming = std::is_same_v<S, double> ? static_cast<const double*>(params.grad_output)[at]
-                                                    : static_cast<const float*>(params.grad_output)[at];
+  const double incoming = std::is_same_v<Out, double> ? static_cast<const double*>(params.grad_output)[at]
+                                                      : static_cast<const float*>(params.grad_output)[at];
   const double factor_e = row.cross_entropy == 0 ? 0 : incoming * row.cross_entropy;
   const double factor_d = row.distillation == 0 ? 0 : incoming * row.distillation;
   if (factor_e == 0 && factor_d == 0) {
@@ -114,13 +115,14 @@ void backward_row(const DistillBackward& params, int64_t i) {
       if (both) add_difference<V>(s, t, n, factor_d / row.old_sum, out);
     }
     if constexpr (!std::is_same_v<S, Out>) {
-      for (int j = 0; j < n; ++j) narrow(out_buffer[j], gradient[start + j]);
+      for (int j = 0; j < n; ++j) narrow(Widened(out_buffer[j]), gradient[start + j]);
     }
     start += n;
   }
   const int64_t target = params.target[i];
   const double old_logit = shared > 0 ? old_row[target] : 0;
-  narrow(S(target_gradient(params, row, new_row[target], old_logit, factor_e, factor_d, inverse)), gradient[target]);
+  narrow(Widened(target_gradient(params, row, new_row[target], old_logit, factor_e, factor_d, inverse)),
+         gradient[target]);
 }
 
 }  // namespace

@@ -340,7 +340,7 @@ void forward_row(const DistillForward& params, int64_t i) {
 
   const double frame = softmax.frame;
   double cross_entropy = std::log1p(softmax.excess()) - (new_row[target] - frame);
-  if (params.label_smoothing != 0) {
+  if (params.label_smoothing != 0 && cross_entropy != kInfinity) {  // the uniform part is as infinite as the target's
     const double uniform = std::log1p(softmax.excess()) - (total / double(classes) - frame);
     cross_entropy += params.label_smoothing * (uniform - cross_entropy);
   }

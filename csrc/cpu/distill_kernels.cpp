@@ -5,20 +5,26 @@
 #include "cpu/distill.h"
 #include "cpu/distill_backward.h"
 #include "cpu/distill_forward.h"
+#include "cpu/rounding.h"
 
 namespace graceful_fast {
 namespace {
 
 void forward(const DistillForward& params, int64_t begin, int64_t end) {
-  const bool wide = params.new_logits.type == Element::float64;
+  const DefaultRounding rounding;
+  const bool wide = computes_in_float64(params.new_logits, params.old_logits);
   for (int64_t i = begin; i < end; ++i) wide ? forward_row<double>(params, i) : forward_row<Floats>(params, i);
 }
 
 void backward(const DistillBackward& params, int64_t begin, int64_t end) {
+  const DefaultRounding rounding;
   with_type(params.new_logits.type, [&](auto out) {
     using Out = decltype(out);
-    using V = std::conditional_t<std::is_same_v<Out, double>, double, Floats>;
-    for (int64_t i = begin; i < end; ++i) backward_row<V, Out>(params, i);
+    if (std::is_same_v<Out, double> || computes_in_float64(params.new_logits, params.old_logits)) {
+      for (int64_t i = begin; i < end; ++i) backward_row<double, Out>(params, i);
+    } else if constexpr (!std::is_same_v<Out, double>) {
+      for (int64_t i = begin; i < end; ++i) backward_row<Floats, Out>(params, i);
+    }
   });
 }
 

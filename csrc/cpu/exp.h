@@ -22,7 +22,7 @@ GF_INLINE Floats exponential(Floats x) {
   q = fma(q, r, 0.16666574f);
   q = fma(q, r, 0.5f);
   const Floats e = fma(r * r, q, r) + 1.0f;
-  const Floats scale = (Floats)(((Ints)shifted << 23) + 0x3f800000);
+  const Floats scale = (Floats)(((Words)shifted << 23) + 0x3f800000u);  // Words: it wraps where x is below -87
   return x < -87.0f ? Floats{} : e * scale;
 }
 

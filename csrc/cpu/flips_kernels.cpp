@@ -1,6 +1,7 @@
 // flips, the CPU kernel: a row is right at k when fewer than k scores are better than the target's, where "better" is
 // greater, or equal at a smaller class. One read of each score, no sort, nothing stored but a byte per row.
 #include "cpu/flips.h"
+#include "cpu/rounding.h"
 
 namespace graceful_fast {
 namespace {
@@ -51,6 +52,7 @@ Row count_better(const Matrix& scores, int64_t i, int64_t target) {
 }
 
 void run(const FlipsParams& params, int64_t begin, int64_t end) {
+  const DefaultRounding rounding;
   for (int64_t i = begin; i < end; ++i) {
     const Row before = count_better(params.old_scores, i, params.target[i]);
     const Row after = count_better(params.new_scores, i, params.target[i]);

@@ -2,34 +2,13 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/rounding.h"
 #include "cpu/scan_collect.h"
 #include "math/bound.h"
 #include "math/settle.h"
 
 namespace graceful_fast {
 namespace {
-
-// Default rounding, denormals kept: torch.set_flush_denormal on the caller's threads must not change a definition.
-class DefaultRounding {
-#if defined(__x86_64__)
- public:
-  DefaultRounding() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultRounding() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
- public:
-  DefaultRounding() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
-  }
-  ~DefaultRounding() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
 
 inline double power_of_two(int exponent) { return __builtin_ldexp(1.0, exponent); }
 

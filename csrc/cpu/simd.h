@@ -42,6 +42,7 @@ using Lanes = typename VectorOf<T, lanes* int(sizeof(T))>::type;  // a fixed num
 constexpr int kFloats = kVectorBytes / 4;
 using Floats = Lanes<float, kFloats>;
 using Ints = Lanes<int32_t, kFloats>;
+using Words = Lanes<uint32_t, kFloats>;
 
 template <class V, class T>
 GF_INLINE V load(const T* from) {  // unaligned

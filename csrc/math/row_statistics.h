@@ -6,7 +6,7 @@
 // offset lose nothing. The divergence comes from the difference form: with u = (t - old_frame)/T, d = ((s - new_frame)
 // - (t - old_frame))/T, w = exp(u):
 //   K = sum w,  M = sum w*d,  X = sum w*(expm1(d) - d),  V = sum w*exp(d) = K + M + X
-//   KL(softmax(t/T) || softmax(s/T)) = log(V/K) - M/K
+//   KL(softmax(t/T) || softmax(s/T)) = log(V/K) - M/K = X/K + log1p(Z) - Z with Z = V/K - 1 = (M + X)/K
 // At large T all of d is small and KL is X/K to first order, while log(V) - log(K) alone has lost its digits.
 #pragma once
 #include <cmath>
@@ -43,6 +43,11 @@ struct Softmax {
   }
   GF_HD double excess() const { return (ones - 1) + rest; }  // sum - 1
 };
+
+// log1p(z) - z: at large T the difference itself has no digits left
+GF_HD inline double log1p_minus(double z) {
+  return std::fabs(z) < 1e-3 ? z * z * (-0.5 + z * (1.0 / 3 - z * (0.25 - z / 5))) : std::log1p(z) - z;
+}
 
 struct Divergence {
   double new_frame = 0, old_frame = 0;
@@ -91,7 +96,7 @@ struct Divergence {
   GF_HD double kl() const {
     if (k == 0) return 0;  // every old logit is -inf
     const double near = (m + x) / k;
-    return (std::fabs(near) < 0.5 ? std::log1p(near) : std::log(v / k)) - m / k;
+    return std::fabs(near) < 0.5 ? x / k + log1p_minus(near) : std::log(v / k) - m / k;
   }
 };
 
