@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     in_place = os.path.exists(path) and not os.path.isfile(path)
     target = path if in_place else Path(os.path.realpath(path))
-    written = target if in_place else target.with_name(target.name + ".partial")
+    written = target if in_place else target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         file = written.open("wb")
         try:

@@ -108,6 +108,17 @@ def influence_loss(
     return rows.sum() / ((target != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)
 
 
+# --- flips ------------------------------------------------------------------------------------------------------------
+
+
+def right(scores: np.ndarray, target: np.ndarray, topk: int = 1) -> list[bool]:
+    """Whether the label is among the first `topk` classes by (-score, index); a class beyond the scores never is."""
+    return [
+        int(label) in sorted(range(len(row)), key=lambda j: (-float(row[j]), j))[:topk]
+        for row, label in zip(scores, target, strict=True)
+    ]
+
+
 # --- scan -------------------------------------------------------------------------------------------------------------
 
 

@@ -14,17 +14,10 @@ from hypothesis import strategies as st
 
 import graceful_fast as gf
 from graceful_fast import flips as flips_module
+from graceful_fast import reference
 
 CASES = list(flip_cases())
 NAN = float("nan")
-
-
-def right_by_sorting(scores: np.ndarray, target: np.ndarray, topk: int) -> list[bool]:
-    """The definition by another road: sort the classes by (-score, index) and look for the label in the first k."""
-    return [
-        int(label) in sorted(range(len(row)), key=lambda j: (-float(row[j]), j))[:topk]
-        for row, label in zip(scores, target, strict=True)
-    ]
 
 
 @cache
@@ -33,7 +26,7 @@ def expected_of(name: str, topk: int) -> dict[str, Any]:
 
 
 def expected(case: FlipCase, topk: int) -> dict[str, Any]:
-    pairs = list(zip(*(right_by_sorting(s, case.target, topk) for s in (case.old, case.new)), strict=True))
+    pairs = list(zip(*(reference.right(s, case.target, topk) for s in (case.old, case.new)), strict=True))
     return {
         "both_correct": pairs.count((True, True)),
         "negative": pairs.count((True, False)),

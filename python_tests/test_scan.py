@@ -372,5 +372,5 @@ def test_unsigned_ids_never_meet_negative_ones() -> None:
 
 
 def test_numbers_wider_than_float64_are_named() -> None:
-    with pytest.raises(TypeError, match="gallery: expected at most 64 bits a number, got dtype"):
+    with pytest.raises(TypeError, match="gallery: expected real numbers of at most 64 bits, got dtype"):
         gf.knn(GOOD, GOOD.astype(np.longdouble), 1)
