@@ -120,6 +120,12 @@ def test_tables_fit_eighty_columns():
         assert max(map(len, printed(table(evaluate.summarise(numbers), 10)).rstrip().splitlines())) <= 80
 
 
+def test_titles_say_what_the_brackets_are():
+    summary = evaluate.summarise([seed_of(0.5), seed_of(0.5)])
+    for table in (tables.flips, tables.retrieval):
+        assert "mean and [range] of 2 seeds" in printed(table(summary, 2))
+
+
 @pytest.mark.slow
 def test_compatible_training_saves_what_plain_training_breaks():
     from graceful_fast.demo.digits import Recipe, train_seed

@@ -145,7 +145,7 @@ def facts(report: "UpdateReport") -> dict[str, Any]:
 
 
 def _range_of(seeds: int) -> str:
-    return f"mean and [range] of {seeds} seeds" if seeds > 1 else "1 seed"
+    return f"mean and \\[range] of {seeds} seeds" if seeds > 1 else "1 seed"  # escaped: brackets are markup
 
 
 def _spread(value: dict[str, float] | None, digits: int = 1) -> str:
