@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 
+import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
@@ -462,3 +463,23 @@ def test_forward_mode_is_a_clear_error() -> None:
         torch.func.jvp(lambda x: gf.focal_distillation_loss(x, old, target), (new,), (new,))
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
         gf.focal_distillation_loss(forward_ad.make_dual(new, new), old, target)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_nearly_equal_logits_keep_their_digits_however_large_they_are(offset: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    temperature = 1e4
+    new = 1000 * torch.randn(16, 5, generator=generator)
+    old = new + offset + 0.1 * torch.randn(16, 5, generator=generator)
+    options = {"temperature": temperature, "focus": "all", "cross_entropy_weight": 0.0, "reduction": "none"}
+    target = torch.zeros(16, dtype=torch.int64)
+    loss, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    for i in range(16):  # with 50 digits: at this temperature float64 would lose too many
+        with mpmath.workdps(50):
+            p, q = ([mpmath.exp(mpmath.mpf(x) / temperature) for x in row[i].tolist()] for row in (old, new))
+            p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+            expected = temperature**2 * sum(a * mpmath.log(a / b) for a, b in zip(p, q, strict=True))
+            slope = [temperature * (b - a) for a, b in zip(p, q, strict=True)]
+            assert abs(loss[i].item() - expected) <= 1e-6 * expected
+            error = max(abs(a - b) for a, b in zip(gradient[i].tolist(), slope, strict=True))
+            assert error <= 1e-5 * max(map(abs, slope))

@@ -20,7 +20,7 @@ void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, con
   const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-    const auto [u, d] = exponents<Formula::rounding>(sj, tj, frames);
+    const auto [u, d] = exponents<Formula>(sj, tj, frames);
     const V w = Formula::path == Path::calm ? small_exponential(u) : exponential(u);
     V part = w * near * (exponential_minus_1(d) - z1);
     if constexpr (Formula::path == Path::far) {

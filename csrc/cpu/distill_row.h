@@ -20,8 +20,9 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Which formulas hold for every class of a block or row: all |d| and |u| small, all |d| small, or neither.
 enum class Path { calm, near, far };
 
-// How d is rounded: from s - t where its mean is small beside the logits' spread (then s - t is nearly exact), else
-// from the logits' distances to their frames.
+// How d is formed: from s - t where its mean is small beside the logits' spread, else from the logits' distances to
+// their frames. Either way what the first subtractions lost is added back: equal logits of 1,000 differ in their last
+// digits.
 enum class Rounding { direct, framed };
 
 template <Path p, Rounding r>
@@ -84,11 +85,28 @@ template <class V>
 struct Exponents {
   V u, d;
 };
-template <Rounding rounding, class V, class S>
+// What rounded = a - b lost. Infinite operands lost nothing; only far rows have any.
+template <class Formula, class V>
+GF_INLINE V lost(V a, V b, V rounded) {
+  const V subtracted = a - rounded;
+  const V error = (a - (rounded + subtracted)) + (subtracted - b);
+  return Formula::path != Path::far ? error : error == error ? error : V{};
+}
+template <class Formula, class V, class S>
 GF_INLINE Exponents<V> exponents(V s, V t, const Frames<S>& frames) {
   const V from_old = t - frames.old_frame;
-  const V d = rounding == Rounding::direct ? (s - t) - frames.shift : (s - frames.new_frame) - from_old;
-  return {from_old * frames.inverse, d * frames.inverse};
+  V d, error;
+  if constexpr (Formula::rounding == Rounding::direct) {
+    const V difference = s - t;
+    d = difference - frames.shift;
+    error = lost<Formula>(s, t, difference);
+  } else {
+    const V from_new = s - frames.new_frame;
+    d = from_new - from_old;
+    error = lost<Formula>(from_new, from_old, d) +
+            (lost<Formula>(s, V{} + frames.new_frame, from_new) - lost<Formula>(t, V{} + frames.old_frame, from_old));
+  }
+  return {from_old * frames.inverse, (d + error) * frames.inverse};
 }
 
 }  // namespace

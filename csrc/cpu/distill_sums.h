@@ -89,7 +89,7 @@ struct BlockSums {
 
   template <bool whole>
   GF_INLINE void add_divergence(V sj, V tj, const Frames<S>& frames, int j, int n) {
-    const auto [u, d] = exponents<Formula::rounding>(sj, tj, frames);
+    const auto [u, d] = exponents<Formula>(sj, tj, frames);
     if constexpr (path != Path::far) {
       const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
       k_part += w;
