@@ -39,9 +39,15 @@ class Blocks {
   void give(void* data, size_t size) {
     madvise(data, size, MADV_FREE);
     const std::lock_guard lock(mutex_);
-    Block& oldest = kept_[next_++ % kKept];
-    if (oldest.data) munmap(oldest.data, oldest.size);
-    oldest = {data, size};
+    Block* slot = nullptr;
+    for (Block& block : kept_) {
+      if (!block.data) slot = &block;
+    }
+    if (!slot) {
+      slot = &kept_[next_++ % kKept];
+      munmap(slot->data, slot->size);
+    }
+    *slot = {data, size};
   }
 
  private:
