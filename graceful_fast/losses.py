@@ -1,17 +1,22 @@
 """Losses that fit a new model to what the old one left behind: functions and their nn.Module forms."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from . import _ops
 from ._influence import FrozenHeadCrossEntropy
-
-Divergence = Literal["kl", "logits"]
-Focus = Literal["old_correct", "negative_flip", "new_incorrect", "all"] | torch.Tensor
-Reduction = Literal["mean", "sum", "none"]
-
-_FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+from ._loss_options import (
+    Divergence,
+    Focus,
+    Reduction,
+    check_options,
+    check_target,
+    check_tensor,
+    choice,
+    unit_stride,
+    wrong_shape,
+)
 
 
 def focal_distillation_loss(
@@ -89,12 +94,12 @@ def focal_distillation_loss(
         ValueError: target: expected shape (2,), got (1,)
     """
     new, old, target, weight = _check_rows(new_logits, old_logits, target, focus)
-    _check_options(temperature, label_smoothing, reduction)
+    check_options(temperature, label_smoothing, reduction)
     return _ops.distill(
         new,
         old,
         target,
-        _choice(divergence, _ops.DIVERGENCES, "divergence"),
+        choice(divergence, _ops.DIVERGENCES, "divergence"),
         weight,
         alpha,
         beta,
@@ -111,12 +116,12 @@ def _check_rows(
     new: torch.Tensor, old: torch.Tensor, target: torch.Tensor, focus: Focus
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | torch.Tensor]:
     """The row arguments as the op takes them: unit stride within rows, an old head no wider than the new one."""
-    _check_tensor(new, "new_logits")
-    _check_tensor(old, "old_logits")
-    n, classes = new.shape if new.dim() == 2 else _wrong_shape("new_logits", "(batch, classes)", new)
+    check_tensor(new, "new_logits")
+    check_tensor(old, "old_logits")
+    n, classes = new.shape if new.dim() == 2 else wrong_shape("new_logits", "(batch, classes)", new)
     if old.dim() != 2 or old.shape[0] != n:
-        _wrong_shape("old_logits", f"({n}, classes)", old)
-    _check_target(target, n, new)
+        wrong_shape("old_logits", f"({n}, classes)", old)
+    check_target(target, n, new)
     if old.device != new.device:
         raise ValueError(f"old_logits: expected device {new.device} as new_logits, got {old.device}")
     if old.shape[1] > classes:
@@ -125,52 +130,11 @@ def _check_rows(
         old = old.detach()
     if isinstance(focus, torch.Tensor):
         if focus.shape != (n,):
-            _wrong_shape("focus", f"({n},)", focus)
+            wrong_shape("focus", f"({n},)", focus)
         weight: int | torch.Tensor = focus.detach().to(new.device, torch.float64).contiguous()
     else:
-        weight = _choice(focus, _ops.FOCUSES, "focus")
-    return _unit_stride(new), _unit_stride(old), target.contiguous(), weight
-
-
-def _check_tensor(tensor: Any, name: str) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
-
-
-def _check_target(target: Any, n: int, rows: torch.Tensor) -> None:
-    if not isinstance(target, torch.Tensor):
-        raise TypeError(f"target: expected a torch.Tensor, got {type(target).__name__}")
-    if target.dtype != torch.int64:
-        raise TypeError(f"target: expected int64, got {target.dtype}")
-    if target.dim() != 1 or target.shape[0] != n:
-        _wrong_shape("target", f"({n},)", target)
-    if target.device != rows.device:
-        raise ValueError(f"target: expected device {rows.device} as the rows, got {target.device}")
-
-
-def _check_options(temperature: float, label_smoothing: float, reduction: str) -> None:
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
-    _choice(reduction, _ops.REDUCTIONS, "reduction")
-
-
-def _wrong_shape(name: str, expected: str, tensor: torch.Tensor) -> Any:
-    raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
-
-
-def _choice(value: Any, choices: dict[str, int], name: str) -> int:
-    code = choices.get(value) if isinstance(value, str) else None
-    if code is None:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-    return code
-
-
-def _unit_stride(rows: torch.Tensor) -> torch.Tensor:
-    return rows if rows.is_contiguous() or rows.stride(1) == 1 else rows.contiguous()
+        weight = choice(focus, _ops.FOCUSES, "focus")
+    return unit_stride(new), unit_stride(old), target.contiguous(), weight
 
 
 def influence_loss(
@@ -229,7 +193,7 @@ def influence_loss(
         ValueError: features: expected at least 5 columns as old_weight, got 4
     """
     _check_head(features, old_weight, old_bias, target)
-    _check_options(1.0, label_smoothing, reduction)
+    check_options(1.0, label_smoothing, reduction)
     if workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
     counted = target != ignore_index
@@ -253,21 +217,21 @@ def influence_loss(
 
 
 def _check_head(features: Any, weight: Any, bias: Any, target: Any) -> None:
-    _check_tensor(features, "features")
-    _check_tensor(weight, "old_weight")
+    check_tensor(features, "features")
+    check_tensor(weight, "old_weight")
     if features.dim() != 2:
-        _wrong_shape("features", "(batch, width)", features)
+        wrong_shape("features", "(batch, width)", features)
     if weight.dim() != 2 or not len(weight):
-        _wrong_shape("old_weight", "(classes, width), at least one class", weight)
+        wrong_shape("old_weight", "(classes, width), at least one class", weight)
     if features.shape[1] < weight.shape[1]:
         raise ValueError(
             f"features: expected at least {weight.shape[1]} columns as old_weight, got {features.shape[1]}"
         )
     if bias is not None:
-        _check_tensor(bias, "old_bias")
+        check_tensor(bias, "old_bias")
         if bias.shape != (len(weight),):
-            _wrong_shape("old_bias", f"({len(weight)},)", bias)
-    _check_target(target, len(features), features)
+            wrong_shape("old_bias", f"({len(weight)},)", bias)
+    check_target(target, len(features), features)
 
 
 class FocalDistillationLoss(torch.nn.Module):
@@ -295,10 +259,10 @@ class FocalDistillationLoss(torch.nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        _check_options(temperature, label_smoothing, reduction)
-        _choice(divergence, _ops.DIVERGENCES, "divergence")
+        check_options(temperature, label_smoothing, reduction)
+        choice(divergence, _ops.DIVERGENCES, "divergence")
         if not isinstance(focus, torch.Tensor):
-            _choice(focus, _ops.FOCUSES, "focus")
+            choice(focus, _ops.FOCUSES, "focus")
         self.options: dict[str, Any] = {
             "divergence": divergence,
             "alpha": alpha,
@@ -347,8 +311,8 @@ class InfluenceLoss(torch.nn.Module):
         workspace_bytes: int = 16 << 20,
     ) -> None:
         super().__init__()
-        _check_tensor(old_weight, "old_weight")
-        _check_options(1.0, label_smoothing, reduction)
+        check_tensor(old_weight, "old_weight")
+        check_options(1.0, label_smoothing, reduction)
         self.register_buffer("old_weight", old_weight.detach())
         self.register_buffer("old_bias", None if old_bias is None else old_bias.detach())
         self.options: dict[str, Any] = {
