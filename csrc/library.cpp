@@ -5,14 +5,35 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
   // Per sample: bit 0 old right, bit 1 new right, bits 2 and 3 a NaN among its scores. status: first bad target or -1.
   m.def("flips(Tensor old, Tensor new, Tensor target, int topk) -> (Tensor outcome, Tensor status)");
 
-  // loss: reduced, or of each row; statistics: math/row_statistics.h, for the backward pass. Choices: cpu/distill.h.
+  // loss: reduced, or of each row; statistics: RowStatistics of math/row_statistics.h, for the backward pass.
+  // new_column, old_column: the columns that are one class, ascending; null: the first columns of both. Choices:
+  // _ops.py.
   m.def(
-      "distill_forward(Tensor new_logits, Tensor old_logits, Tensor target, Tensor? weight, int divergence, int focus, "
-      "float alpha, float beta, float temperature, float distillation_weight, float cross_entropy_weight, "
-      "float label_smoothing, int ignore_index, int reduction) -> (Tensor loss, Tensor statistics)");
+      "distill_forward(Tensor new_logits, Tensor old_logits, Tensor target, Tensor? weight, Tensor? new_column, "
+      "Tensor? old_column, int divergence, float margin, bool exclude_target, float temperature, int ignore_index, "
+      "int focus, float alpha, float beta, float distillation_weight, float cross_entropy_weight, "
+      "float label_smoothing, int reduction) -> (Tensor loss, Tensor statistics)");
   m.def(
       "distill_backward(Tensor grad_output, Tensor new_logits, Tensor old_logits, Tensor target, Tensor statistics, "
-      "int divergence, float temperature, float label_smoothing) -> Tensor");
+      "Tensor? new_column, Tensor? old_column, int divergence, float margin, bool exclude_target, float temperature, "
+      "int ignore_index, float label_smoothing) -> Tensor");
+
+  // The same from blocks of classes: RowPart of each row, merged over blocks and shards in any order, then the loss.
+  // first_class: class of the first column; classes: of whole rows. distill_backward_ puts the gradient over the
+  // logits.
+  m.def(
+      "distill_accumulate(Tensor? parts, Tensor new_logits, Tensor old_logits, Tensor target, Tensor? new_column, "
+      "Tensor? old_column, int first_class, int divergence, float margin, bool exclude_target, float temperature, "
+      "int ignore_index) -> Tensor");
+  m.def("distill_merge(Tensor parts, float temperature) -> Tensor");
+  m.def(
+      "distill_finish(Tensor parts, Tensor target, Tensor? weight, int classes, bool wide, int divergence, "
+      "float temperature, int ignore_index, int focus, float alpha, float beta, float distillation_weight, "
+      "float cross_entropy_weight, float label_smoothing, int reduction) -> (Tensor loss, Tensor statistics)");
+  m.def(
+      "distill_backward_(Tensor grad_output, Tensor(a!) new_logits, Tensor old_logits, Tensor target, "
+      "Tensor statistics, Tensor? new_column, Tensor? old_column, int first_class, int classes, int divergence, "
+      "float margin, bool exclude_target, float temperature, int ignore_index, float label_smoothing) -> ()");
 
   // The k best gallery rows of each query. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
   m.def(

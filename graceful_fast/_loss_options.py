@@ -6,7 +6,7 @@ import torch
 
 from . import _ops
 
-Divergence = Literal["kl", "logits"]
+Divergence = Literal["kl", "logits", "ldi"]
 Focus = Literal["old_correct", "negative_flip", "new_incorrect", "all"] | torch.Tensor
 Reduction = Literal["mean", "sum", "none"]
 
@@ -29,6 +29,82 @@ def check_target(target: Any, n: int, rows: torch.Tensor) -> None:
         wrong_shape("target", f"({n},)", target)
     if target.device != rows.device:
         raise ValueError(f"target: expected device {rows.device} as the rows, got {target.device}")
+
+
+def focal_weights(focus: torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
+    """A focus of each row as the op takes it."""
+    if focus.shape != (n,):
+        wrong_shape("focus", f"({n},)", focus)
+    return focus.detach().to(device, torch.float64).contiguous()
+
+
+def check_count(count: Any, reduction: str) -> None:
+    """`count` is for the mean, and positive where that can be seen without waiting for a device."""
+    if count is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f'count: expected None unless reduction is "mean", got {count} with {reduction!r}')
+    if isinstance(count, torch.Tensor):
+        if count.dim() != 0:
+            wrong_shape("count", "()", count)
+    elif not 0 < count < float("inf"):
+        raise ValueError(f"count: expected a positive finite number, got {count}")
+
+
+def shared_columns(class_map: Any, classes: int, old_classes: int, device: torch.device) -> _ops.Columns:
+    """The columns of both logits that are one class; None: the first of both. `class_map`: old class of each new."""
+    if class_map is None:
+        return None, None
+    if not isinstance(class_map, torch.Tensor) or class_map.dtype != torch.int64:
+        got = class_map.dtype if isinstance(class_map, torch.Tensor) else type(class_map).__name__
+        raise TypeError(f"class_map: expected an int64 torch.Tensor, got {got}")
+    if class_map.shape != (classes,):
+        wrong_shape("class_map", f"({classes},)", class_map)
+    class_map = class_map.to(device)
+    new = (class_map >= 0).nonzero()[:, 0]
+    old = class_map[new]
+    wrong = ((class_map < -1) | (class_map >= old_classes)).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(f"class_map: expected -1 <= class < {old_classes}, got {int(class_map[at])} at class {at}")
+    if len(old.unique()) != len(old):
+        twice = int(old.mode().values)
+        raise ValueError(f"class_map: expected each old class at most once, got {twice} for several new classes")
+    return new, old
+
+
+def loss_options(
+    divergence: Divergence,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    focus: Focus,
+    distillation_weight: float,
+    cross_entropy_weight: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: Reduction,
+    ldi_margin: float,
+    exclude_target: bool,
+) -> tuple[_ops.Distance, _ops.Total]:
+    """The options of focal distillation, checked and as the ops take them."""
+    check_options(temperature, label_smoothing, reduction)
+    if not 0 <= ldi_margin < float("inf"):
+        raise ValueError(f"ldi_margin: expected a finite number of at least 0, got {ldi_margin}")
+    code = choice(divergence, _ops.DIVERGENCES, "divergence")
+    focus_code = _ops.FOCUS_BY_WEIGHT if isinstance(focus, torch.Tensor) else choice(focus, _ops.FOCUSES, "focus")
+    return (
+        _ops.Distance(code, ldi_margin, exclude_target, temperature, ignore_index),
+        _ops.Total(
+            focus_code,
+            alpha,
+            beta,
+            distillation_weight,
+            cross_entropy_weight,
+            label_smoothing,
+            _ops.REDUCTIONS[reduction],
+        ),
+    )
 
 
 def check_options(temperature: float, label_smoothing: float, reduction: str) -> None:

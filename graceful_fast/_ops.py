@@ -1,7 +1,7 @@
 """The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours."""
 
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -31,48 +31,77 @@ def flips(old: torch.Tensor, new: torch.Tensor, target: torch.Tensor, topk: int)
 
 # --- distill ----------------------------------------------------------------------------------------------------------
 
-_ROW_STATISTICS = 10  # csrc/math/row_statistics.h
-DIVERGENCES = {"kl": 0, "logits": 1}
+_ROW_PART, _ROW_STATISTICS = 22, 10  # csrc/math/row_statistics.h
+DIVERGENCES = {"kl": 0, "logits": 1, "ldi": 2}
 FOCUSES = {"old_correct": 0, "negative_flip": 1, "new_incorrect": 2, "all": 3}
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
-_FOCUS_BY_WEIGHT = 4
+FOCUS_BY_WEIGHT = 4
+
+
+class Distance(NamedTuple):
+    """What each row's distance between the models depends on, in the ops' order."""
+
+    divergence: int
+    margin: float
+    exclude_target: bool
+    temperature: float
+    ignore_index: int
+
+
+class Total(NamedTuple):
+    """How cross-entropies and distances become the loss, in the ops' order."""
+
+    focus: int
+    alpha: float
+    beta: float
+    distillation_weight: float
+    cross_entropy_weight: float
+    label_smoothing: float
+    reduction: int
+
+
+Columns = tuple[torch.Tensor | None, torch.Tensor | None]
+"""New and old columns that are one class, ascending in the first; None: the first columns of both."""
+
+
+def _loss_like(rows: torch.Tensor, n: int, wide: bool, reduction: int) -> torch.Tensor:
+    shape = (n,) if reduction == REDUCTIONS["none"] else ()
+    return rows.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
 
 
 @torch.library.register_fake("graceful_fast::distill_forward")
-def _distill_forward_fake(
-    new_logits: torch.Tensor,
-    old_logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    divergence: int,
-    focus: int,
-    alpha: float,
-    beta: float,
-    temperature: float,
-    distillation_weight: float,
-    cross_entropy_weight: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    n = new_logits.shape[0]
-    dtype = torch.float64 if new_logits.dtype == torch.float64 else torch.float32
-    loss = new_logits.new_empty((n,) if reduction == REDUCTIONS["none"] else (), dtype=dtype)
-    return loss, new_logits.new_empty((n, _ROW_STATISTICS), dtype=torch.float64)
+def _distill_forward_fake(new_logits: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    n, reduction = new_logits.shape[0], arguments[-1]
+    statistics = new_logits.new_empty((n, _ROW_STATISTICS), dtype=torch.float64)
+    return _loss_like(new_logits, n, new_logits.dtype == torch.float64, reduction), statistics
 
 
 @torch.library.register_fake("graceful_fast::distill_backward")
-def _distill_backward_fake(
-    grad_output: torch.Tensor,
-    new_logits: torch.Tensor,
-    old_logits: torch.Tensor,
-    target: torch.Tensor,
-    statistics: torch.Tensor,
-    divergence: int,
-    temperature: float,
-    label_smoothing: float,
-) -> torch.Tensor:
+def _distill_backward_fake(grad_output: torch.Tensor, new_logits: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return new_logits.new_empty(new_logits.shape)
+
+
+@torch.library.register_fake("graceful_fast::distill_accumulate")
+def _distill_accumulate_fake(parts: torch.Tensor | None, new_logits: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    return new_logits.new_empty((new_logits.shape[0], _ROW_PART), dtype=torch.float64)
+
+
+@torch.library.register_fake("graceful_fast::distill_merge")
+def _distill_merge_fake(parts: torch.Tensor, temperature: float) -> torch.Tensor:
+    return parts.new_empty(parts.shape[1:])
+
+
+@torch.library.register_fake("graceful_fast::distill_finish")
+def _distill_finish_fake(
+    parts: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, classes: int, wide: bool, *arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n, reduction = target.shape[0], arguments[-1]
+    return _loss_like(parts, n, wide, reduction), parts.new_empty((n, _ROW_STATISTICS))
+
+
+@torch.library.register_fake("graceful_fast::distill_backward_")
+def _distill_backward_in_place_fake(*arguments: Any) -> None:
+    pass
 
 
 class DifferentiableOnce(torch.autograd.Function):
@@ -98,11 +127,15 @@ class _Distill(torch.autograd.Function):
         old_logits: torch.Tensor,
         target: torch.Tensor,
         weight: torch.Tensor | None,
-        options: tuple[Any, ...],
+        columns: Columns,
+        distance: Distance,
+        total: Total,
     ) -> torch.Tensor:
-        loss, statistics = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)
-        ctx.save_for_backward(new_logits, old_logits, target, statistics)
-        ctx.options = options[0], options[4], options[7]
+        loss, statistics = _ops.distill_forward.default(
+            new_logits, old_logits, target, weight, *columns, *distance, *total
+        )
+        ctx.save_for_backward(new_logits, old_logits, target, statistics, *columns)
+        ctx.options = *distance, total.label_smoothing
         out: torch.Tensor = loss
         return out
 
@@ -111,44 +144,99 @@ class _Distill(torch.autograd.Function):
         gradient = _ops.distill_backward.default(grad_output, *ctx.saved_tensors, *ctx.options)
         if torch.is_grad_enabled():  # create_graph=True
             gradient = DifferentiableOnce.apply(gradient, grad_output, ctx.saved_tensors[0])  # type: ignore[no-untyped-call]
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 def distill(
     new_logits: torch.Tensor,
     old_logits: torch.Tensor,
     target: torch.Tensor,
-    divergence: int,
-    focus: int | torch.Tensor,
-    alpha: float,
-    beta: float,
-    temperature: float,
-    distillation_weight: float,
-    cross_entropy_weight: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
+    weight: torch.Tensor | None,
+    columns: Columns,
+    distance: Distance,
+    total: Total,
 ) -> torch.Tensor:
     """Focal distillation loss of checked arguments, unit stride within rows; differentiable once, in new_logits."""
-    weight, code = (None, focus) if isinstance(focus, int) else (focus, _FOCUS_BY_WEIGHT)
-    options = (
-        divergence,
-        code,
-        alpha,
-        beta,
-        temperature,
-        distillation_weight,
-        cross_entropy_weight,
-        label_smoothing,
-        ignore_index,
-        reduction,
-    )
     # Forward-mode AD goes the same way, to its error: the raw op's tangent would be silently 0.
     if (new_logits.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        loss: torch.Tensor = _Distill.apply(new_logits, old_logits, target, weight, options)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _Distill.apply(new_logits, old_logits, target, weight, columns, distance, total)  # type: ignore[no-untyped-call]
     else:
-        loss = _ops.distill_forward.default(new_logits, old_logits, target, weight, *options)[0]
+        loss = _ops.distill_forward.default(new_logits, old_logits, target, weight, *columns, *distance, *total)[0]
     return loss
+
+
+def distill_accumulate(
+    parts: torch.Tensor | None,
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    columns: Columns,
+    first_class: int,
+    distance: Distance,
+) -> torch.Tensor:
+    """Parts (B, fields) of a block of classes whose first is `first_class`, merged with `parts` of other classes."""
+    merged: torch.Tensor = _ops.distill_accumulate.default(
+        parts, new_logits, old_logits, target, *columns, first_class, *distance
+    )
+    return merged
+
+
+def distill_merge(parts: torch.Tensor, distance: Distance) -> torch.Tensor:
+    """Parts (shards, B, fields) of disjoint classes as one (B, fields)."""
+    merged: torch.Tensor = _ops.distill_merge.default(parts, distance.temperature)
+    return merged
+
+
+def distill_finish(
+    parts: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    classes: int,
+    wide: bool,
+    distance: Distance,
+    total: Total,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and statistics from the parts of all `classes`; the loss is float64 if `wide`."""
+    finished: tuple[torch.Tensor, torch.Tensor] = _ops.distill_finish.default(
+        parts,
+        target,
+        weight,
+        classes,
+        wide,
+        distance.divergence,
+        distance.temperature,
+        distance.ignore_index,
+        *total,
+    )
+    return finished
+
+
+def distill_backward_(
+    grad_output: torch.Tensor,
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    statistics: torch.Tensor,
+    columns: Columns,
+    first_class: int,
+    classes: int,
+    distance: Distance,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """The gradient of a block of classes, in place of its logits; `classes` in all."""
+    _ops.distill_backward_.default(
+        grad_output,
+        new_logits,
+        old_logits,
+        target,
+        statistics,
+        *columns,
+        first_class,
+        classes,
+        *distance,
+        label_smoothing,
+    )
+    return new_logits
 
 
 # --- scan -------------------------------------------------------------------------------------------------------------

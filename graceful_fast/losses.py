@@ -10,10 +10,13 @@ from ._loss_options import (
     Divergence,
     Focus,
     Reduction,
+    check_count,
     check_options,
     check_target,
     check_tensor,
-    choice,
+    focal_weights,
+    loss_options,
+    shared_columns,
     unit_stride,
     wrong_shape,
 )
@@ -34,6 +37,10 @@ def focal_distillation_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    ldi_margin: float = 0.5,
+    exclude_target: bool = False,
+    class_map: torch.Tensor | None = None,
+    count: float | torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""Cross-entropy plus a divergence from the old model's logits, weighted where the old model was right.
 
@@ -41,7 +48,9 @@ def focal_distillation_loss(
 
     * ``w_i = alpha + beta * [condition_i]``, per sample;
     * ``D_i = temperature**2 * KL(softmax(old_i / temperature) || softmax(new_i / temperature))`` for ``"kl"``;
-    * ``D_i = mean_c (new_ic - old_ic)**2 / 2`` over the classes with a finite old logit for ``"logits"``.
+    * ``D_i = mean_c (new_ic - old_ic)**2 / 2`` over the classes with a finite old logit for ``"logits"``;
+    * ``D_i = mean_c max(|new_ic - old_ic| - ldi_margin, 0)**2`` over the same for ``"ldi"`` (logit
+      difference inhibition).
 
     An old head with fewer classes than the new one: D over the shared first columns, and no distillation for rows
     whose target the old model never knew. Further columns of a wider old head are left out. A weight of 0 takes its
@@ -54,7 +63,7 @@ def focal_distillation_loss(
         old_logits: (B, C_old) of any of these dtypes. Gets none. Float64 is never rounded: rows are then computed in
             float64, many times slower than in float32.
         target: (B,) int64, each 0 <= target < C or `ignore_index`.
-        divergence: "kl" or "logits".
+        divergence: "kl", "logits" or "ldi". For an ensemble of old models, `old_logits` are the mean of its members'.
         alpha: Focal weight of every row.
         beta: Added to it where the condition of `focus` holds.
         temperature: Softens both distributions of "kl"; positive, finite.
@@ -66,6 +75,14 @@ def focal_distillation_loss(
         label_smoothing: Share of the uniform distribution in the cross-entropy's target, 0 to 1.
         ignore_index: Rows with this target give no loss and no gradient and are not counted.
         reduction: "mean" over the rows not ignored (0 if there are none), "sum", or "none".
+        ldi_margin: For "ldi": differences up to it are free; at least 0. ELODI's code uses 0.5 for a single old model,
+            0 for an ensemble.
+        exclude_target: For "ldi": the target's class adds 0 (the mean is still over all).
+        class_map: (C,) int64, the old model's class for each new one, -1 for a class that it never knew; no old class
+            twice. By default class c of either is the same class. Columns of the old head that no class has are left
+            out; of equal old logits the one of the smaller new class is the argmax.
+        count: Divisor of the mean in place of the rows not ignored, a number or a () tensor: for accumulated gradients,
+            and `global_count` where the rows of a batch are spread over ranks.
 
     Returns:
         () or, for "none", (B,); float64 for float64 `new_logits`, else float32. Differentiable once.
@@ -76,8 +93,9 @@ def focal_distillation_loss(
         RuntimeError: A target outside 0..C-1 (CPU).
 
     Source:
-        Yan et al., Positive-Congruent Training, CVPR 2021, eq. 5-9. The published code multiplies weights (B, 1) by
-        losses (B,), which averages them apart from each other; here each row has its own weight.
+        Yan et al., Positive-Congruent Training, CVPR 2021, eq. 5-9; "ldi": Zhao et al., ELODI, 2022. The published code
+        multiplies weights (B, 1) by losses (B,), which averages them apart from each other; here each row has its own
+        weight.
 
     Example:
         >>> import torch, graceful_fast as gf
@@ -93,47 +111,32 @@ def focal_distillation_loss(
         Traceback (most recent call last):
         ValueError: target: expected shape (2,), got (1,)
     """
+    check_count(count, reduction)
     new, old, target, weight = _check_rows(new_logits, old_logits, target, focus)
-    check_options(temperature, label_smoothing, reduction)
-    return _ops.distill(
-        new,
-        old,
-        target,
-        choice(divergence, _ops.DIVERGENCES, "divergence"),
-        weight,
-        alpha,
-        beta,
-        temperature,
-        distillation_weight,
-        cross_entropy_weight,
-        label_smoothing,
-        ignore_index,
-        _ops.REDUCTIONS[reduction],
-    )
+    columns = shared_columns(class_map, new.shape[1], old.shape[1], new.device)
+    distance, total = loss_options(
+        divergence, alpha, beta, temperature, focus, distillation_weight, cross_entropy_weight, label_smoothing,
+        ignore_index, "sum" if count is not None else reduction, ldi_margin, exclude_target,
+    )  # fmt: skip
+    loss = _ops.distill(new, old, target, weight, columns, distance, total)
+    return loss if count is None else loss / count
 
 
 def _check_rows(
     new: torch.Tensor, old: torch.Tensor, target: torch.Tensor, focus: Focus
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | torch.Tensor]:
-    """The row arguments as the op takes them: unit stride within rows, an old head no wider than the new one."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The row arguments as the op takes them: unit stride within rows, the focus as float64 where it is a tensor."""
     check_tensor(new, "new_logits")
     check_tensor(old, "old_logits")
-    n, classes = new.shape if new.dim() == 2 else wrong_shape("new_logits", "(batch, classes)", new)
+    n, _ = new.shape if new.dim() == 2 else wrong_shape("new_logits", "(batch, classes)", new)
     if old.dim() != 2 or old.shape[0] != n:
         wrong_shape("old_logits", f"({n}, classes)", old)
     check_target(target, n, new)
     if old.device != new.device:
         raise ValueError(f"old_logits: expected device {new.device} as new_logits, got {old.device}")
-    if old.shape[1] > classes:
-        old = old[:, :classes]
     if old.requires_grad:
         old = old.detach()
-    if isinstance(focus, torch.Tensor):
-        if focus.shape != (n,):
-            wrong_shape("focus", f"({n},)", focus)
-        weight: int | torch.Tensor = focus.detach().to(new.device, torch.float64).contiguous()
-    else:
-        weight = choice(focus, _ops.FOCUSES, "focus")
+    weight = focal_weights(focus, n, new.device) if isinstance(focus, torch.Tensor) else None
     return unit_stride(new), unit_stride(old), target.contiguous(), weight
 
 
@@ -235,7 +238,7 @@ def _check_head(features: Any, weight: Any, bias: Any, target: Any) -> None:
 
 
 class FocalDistillationLoss(torch.nn.Module):
-    """`focal_distillation_loss` with its options bound: ``loss(new_logits, old_logits, target)``.
+    """`focal_distillation_loss` with its options bound: ``loss(new_logits, old_logits, target, count=None)``.
 
     Example:
         >>> import torch, graceful_fast as gf
@@ -243,6 +246,8 @@ class FocalDistillationLoss(torch.nn.Module):
         >>> loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1]))
         tensor(1.0986)
     """
+
+    class_map: torch.Tensor | None
 
     def __init__(
         self,
@@ -257,12 +262,16 @@ class FocalDistillationLoss(torch.nn.Module):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        ldi_margin: float = 0.5,
+        exclude_target: bool = False,
+        class_map: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_options(temperature, label_smoothing, reduction)
-        choice(divergence, _ops.DIVERGENCES, "divergence")
-        if not isinstance(focus, torch.Tensor):
-            choice(focus, _ops.FOCUSES, "focus")
+        loss_options(
+            divergence, alpha, beta, temperature, focus, distillation_weight, cross_entropy_weight, label_smoothing,
+            ignore_index, reduction, ldi_margin, exclude_target,
+        )  # fmt: skip
+        self.register_buffer("class_map", class_map, persistent=False)
         self.options: dict[str, Any] = {
             "divergence": divergence,
             "alpha": alpha,
@@ -274,11 +283,22 @@ class FocalDistillationLoss(torch.nn.Module):
             "label_smoothing": label_smoothing,
             "ignore_index": ignore_index,
             "reduction": reduction,
+            "ldi_margin": ldi_margin,
+            "exclude_target": exclude_target,
         }
 
-    def forward(self, new_logits: torch.Tensor, old_logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        new_logits: torch.Tensor,
+        old_logits: torch.Tensor,
+        target: torch.Tensor,
+        *,
+        count: float | torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """See `focal_distillation_loss`."""
-        return focal_distillation_loss(new_logits, old_logits, target, **self.options)
+        return focal_distillation_loss(
+            new_logits, old_logits, target, class_map=self.class_map, count=count, **self.options
+        )
 
     def extra_repr(self) -> str:
         """The options."""

@@ -14,7 +14,7 @@ def focal_distillation_loss(
     old_logits: torch.Tensor,
     target: torch.Tensor,
     *,
-    divergence: Literal["kl", "logits"] = "kl",
+    divergence: Literal["kl", "logits", "ldi"] = "kl",
     alpha: float = 1.0,
     beta: float = 5.0,
     temperature: float = 100.0,
@@ -24,13 +24,25 @@ def focal_distillation_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    ldi_margin: float = 0.5,
+    exclude_target: bool = False,
+    class_map: torch.Tensor | None = None,
+    count: float | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equivalent to graceful_fast.focal_distillation_loss, in the logits' own precision: use float64."""
     counted = target != ignore_index
     label = target.where(counted, 0)
-    old = old_logits.detach()[:, : new_logits.shape[1]].to(new_logits.dtype)
-    new = new_logits[:, : old.shape[1]]
-    old_correct = _first_argmax(old) == target
+    old = old_logits.detach().to(new_logits.dtype)
+    if class_map is None:
+        shared = torch.arange(min(old.shape[1], new_logits.shape[1]))
+        old = old[:, shared]
+    else:
+        shared = (class_map >= 0).nonzero()[:, 0]
+        old = old[:, class_map[shared]]
+    new = new_logits[:, shared]
+    place = (label[:, None] > shared).sum(1)  # of the target among the shared classes
+    known = (label[:, None] == shared).any(1)
+    old_correct = known & (_first_argmax(old) == place)
     new_correct = _first_argmax(new_logits.detach()) == target
     conditions = {
         "old_correct": old_correct,
@@ -43,20 +55,30 @@ def focal_distillation_loss(
         weight = torch.ones(len(target), dtype=new.dtype)
     else:
         weight = alpha + beta * conditions[focus].to(new.dtype)
-    weight = distillation_weight * weight.where(counted & (target < old.shape[1]), 0)
+    weight = distillation_weight * weight.where(counted & known, 0)
 
     def term(factor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # a weight of 0 takes an infinite term out
         return factor * value.where(factor != 0, 0)
 
-    distance = _kl(new, old, temperature) if divergence == "kl" else _half_squares(new, old)
+    if divergence == "kl":
+        distance = _kl(new, old, temperature)
+    elif divergence == "logits":
+        distance = _squares(new, old) / 2
+    else:
+        excluded = (label[:, None] == shared) if exclude_target else torch.zeros(1, 1, dtype=torch.bool)
+        distance = _squares(new, old, ldi_margin, excluded)
     if len(target):
         cross_entropy = F.cross_entropy(new_logits, label, reduction="none", label_smoothing=label_smoothing)
     else:
         cross_entropy = new_logits.sum(1)
     rows = term(cross_entropy_weight * counted.to(new.dtype), cross_entropy) + term(weight, distance)
+    return _reduced(rows, reduction, counted.sum().clamp(min=1) if count is None else count)
+
+
+def _reduced(rows: torch.Tensor, reduction: str, count: float | torch.Tensor) -> torch.Tensor:
     if reduction == "none":
         return rows
-    return rows.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else 1)
+    return rows.sum() / count if reduction == "mean" else rows.sum()
 
 
 def _first_argmax(logits: torch.Tensor) -> torch.Tensor:
@@ -74,12 +96,18 @@ def _kl(new: torch.Tensor, old: torch.Tensor, temperature: float) -> torch.Tenso
     )  # p = 0 or, in a row of -inf only, NaN: no term
 
 
-def _half_squares(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Mean over the classes with a finite old logit of (new - old)^2 / 2, of each row."""
+def _squares(
+    new: torch.Tensor, old: torch.Tensor, margin: float = 0.0, excluded: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over the classes with a finite old logit of max(|new - old| - margin, 0)^2; excluded ones add 0."""
     finite = old > -torch.inf
     infinite = finite & (new == -torch.inf)  # an infinite distance without a direction
-    used = finite & ~infinite
-    squares = (new.where(used, 0) - old.where(used, 0)) ** 2 / 2
+    if excluded is not None:
+        infinite = infinite & ~excluded
+    used = finite & (new > -torch.inf)
+    squares = ((new.where(used, 0) - old.where(used, 0)).abs() - margin).clamp(min=0) ** 2
+    if excluded is not None:
+        squares = squares.where(~excluded, 0)
     rows = squares.sum(1) / finite.sum(1).clamp(min=1)
     return rows.where(~infinite.any(1), rows + torch.inf)
 

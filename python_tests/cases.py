@@ -98,6 +98,22 @@ def drift() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return new + ramp, old + ramp.flip(0) * torch.tensor([0.0, 1.0, -1.0, 3.0])[:, None], target
 
 
+def impossible_target() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The target's new logit is -inf: its cross-entropy is infinite, the distance of the other classes is not."""
+    new, old, target = logits(3, 40)
+    new[1, target[1]] = -torch.inf
+    return new, old, target
+
+
+def spread_map(classes: int, old_classes: int, shared: int) -> torch.Tensor:
+    """A class map in which `shared` of the new classes, spread and shuffled, have an old one."""
+    generator = torch.Generator().manual_seed(classes)
+    class_map = torch.full((classes,), -1)
+    new = torch.randperm(classes, generator=generator)[:shared]
+    class_map[new] = torch.randperm(old_classes, generator=generator)[:shared]
+    return class_map
+
+
 BF16, F16, F64 = torch.bfloat16, torch.float16, torch.float64
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0, 100.0)
 
@@ -146,6 +162,38 @@ DISTILL_CASES = [
     ),
     DistillCase("wider_old_head", lambda: (lambda n, o, y: (n[:, :20], o, y % 20))(*logits(6, 33))),
     DistillCase("ties_in_bfloat16", lambda: (lambda n, o, y: (n.bfloat16(), o.bfloat16(), y))(*ties())),
+    *(
+        DistillCase(f"ldi_margin_{margin:g}{'_without_target' * out}", lambda: logits(9, 1100, 1050), options)
+        for margin in (0.0, 0.5, 3.0)
+        for out in (False, True)
+        for options in ({"divergence": "ldi", "ldi_margin": margin, "exclude_target": out},)
+    ),
+    *(
+        DistillCase(f"minus_infinity_in_{where}_ldi", lambda w=where: masked(w), {"divergence": "ldi"})
+        for where in ("old", "new", "both")
+    ),
+    DistillCase(
+        "ldi_excluded_target_impossible", lambda: impossible_target(), {"divergence": "ldi", "exclude_target": True}
+    ),
+    *(
+        DistillCase(f"class_map_{name}_{kind}_{focus}", lambda c=c, o=o: logits(12, c, o), options)
+        for name, c, o, class_map in (
+            ("permuted", 40, 40, torch.randperm(40, generator=torch.Generator().manual_seed(1))),
+            ("grown_and_dropped", 2100, 60, spread_map(2100, 60, 50)),
+            ("mostly_shared", 2100, 1500, spread_map(2100, 1500, 1400)),
+            ("one_class", 5, 3, torch.tensor([-1, -1, 1, -1, -1])),
+            ("nothing_shared", 5, 3, torch.full((5,), -1)),
+        )
+        for kind in ("kl", "logits", "ldi")
+        for focus in ("old_correct", "negative_flip")
+        for options in ({"class_map": class_map, "divergence": kind, "focus": focus, "temperature": 4.0},)
+    ),
+    *(
+        DistillCase(f"class_map_in_{str(d)[6:]}", lambda d=d: logits(5, 1200, 900, dtype=d), {"class_map": class_map})
+        for d in (F64, BF16, F16)
+        for class_map in (spread_map(1200, 900, 700),)
+    ),
+    DistillCase("class_map_and_ties", ties, {"class_map": torch.arange(3000).flip(0), "focus": "old_correct"}),
     DistillCase("ignored_rows", lambda: ignored((0, 2))),
     DistillCase("all_rows_ignored", lambda: ignored((0, 1, 2, 3))),
     DistillCase("no_rows", lambda: logits(0, 10)),

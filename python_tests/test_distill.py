@@ -266,7 +266,7 @@ NEW, OLD, TARGET = logits(3, 10)
         ((NEW[0], OLD, TARGET), {}, ValueError, r"new_logits: expected shape \(batch, classes\), got \(10,\)"),
         ((NEW, OLD[:2], TARGET), {}, ValueError, r"old_logits: expected shape \(3, classes\), got \(2, 10\)"),
         ((NEW, OLD, TARGET[:2]), {}, ValueError, r"target: expected shape \(3,\), got \(2,\)"),
-        ((NEW, OLD, TARGET), {"divergence": "js"}, ValueError, "divergence: expected one of kl, logits, got 'js'"),
+        ((NEW, OLD, TARGET), {"divergence": "js"}, ValueError, "divergence: expected one of kl, logits, ldi, got 'js'"),
         ((NEW, OLD, TARGET), {"focus": "some"}, ValueError, "focus: expected one of old_correct, .*got 'some'"),
         ((NEW, OLD, TARGET), {"focus": TARGET[:1]}, ValueError, r"focus: expected shape \(3,\), got \(1,\)"),
         ((NEW, OLD, TARGET), {"reduction": "avg"}, ValueError, "reduction: expected one of mean, sum, none, got 'avg'"),
@@ -311,12 +311,28 @@ def test_gradcheck_in_float64(divergence, temperature):
 @pytest.mark.parametrize("rows", [0, 3])
 def test_raw_ops_pass_opcheck(dtype, rows):
     new, old, target = logits(rows, 11, dtype=dtype)
-    for reduction in (0, 2):
-        options = (0, 0, 1.0, 5.0, 100.0, 1.0, 1.0, 0.0, -100, reduction)
-        torch.library.opcheck(torch.ops.graceful_fast.distill_forward.default, (new, old, target, None, *options))
-        loss, statistics = torch.ops.graceful_fast.distill_forward(new, old, target, None, *options)
-        arguments = (torch.ones_like(loss), new, old, target, statistics, 0, 100.0, 0.0)
-        torch.library.opcheck(torch.ops.graceful_fast.distill_backward.default, arguments)
+    class_map = torch.tensor([*range(9, -1, -1), -1])
+    for divergence, columns in ((0, (None, None)), (1, (None, None)), (2, _shared(class_map))):
+        distance = _ops.Distance(divergence, 0.5, True, 4.0, -100)
+        ops, arguments = torch.ops.graceful_fast, (new, old, target)
+        parts = ops.distill_accumulate(None, *arguments, *columns, 0, *distance)
+        for reduction in (0, 2):
+            total = _ops.Total(0, 1.0, 5.0, 1.0, 1.0, 0.1, reduction)
+            loss, statistics = ops.distill_forward(*arguments, None, *columns, *distance, *total)
+            backward = (torch.ones_like(loss), new.clone(), old, target, statistics, *columns)
+            finish = (parts, target, None, 11, dtype == torch.float64, divergence, 4.0, -100, *total)
+            torch.library.opcheck(ops.distill_forward.default, (*arguments, None, *columns, *distance, *total))
+            torch.library.opcheck(ops.distill_backward.default, (*backward, *distance, 0.1))
+            torch.library.opcheck(ops.distill_backward_.default, (*backward, 0, 11, *distance, 0.1))
+            torch.library.opcheck(ops.distill_finish.default, finish)
+        torch.library.opcheck(ops.distill_accumulate.default, (None, *arguments, *columns, 0, *distance))
+        torch.library.opcheck(ops.distill_accumulate.default, (parts, *arguments, *columns, 11, *distance))
+        torch.library.opcheck(ops.distill_merge.default, (torch.stack([parts, parts]), 4.0))
+
+
+def _shared(class_map):
+    new = (class_map >= 0).nonzero()[:, 0]
+    return new, class_map[new]
 
 
 # Dynamo makes an instance of every autograd.Function that it traces.

@@ -1,46 +1,52 @@
 // distill: focal distillation loss = cross-entropy of the new logits + weighted divergence from the old ones, per row.
+// Both directions take a block of a row's classes: all of them, or as many as fit a workspace or a shard.
 #pragma once
 #include <cstdint>
 
 #include "cpu/isa.h"
 #include "cpu/matrix.h"
+#include "math/row_statistics.h"
 
 namespace graceful_fast {
 
-enum class DivergenceKind : int64_t { kl, logits };
-enum class Focus : int64_t { old_correct, negative_flip, new_incorrect, all, weight };
-
-struct DistillForward {
-  Matrix new_logits, old_logits;  // old_logits.columns <= new_logits.columns
-  const int64_t* target;          // [B] 0 <= y < classes, or ignore_index; checked by the binding
-  const double* weight;           // [B] focal weights, null unless focus is `weight`
-  double* statistics;             // [B, kRowStatistics] out
-  double* cross_entropy;          // [B] out: loss of each row, 0 for an ignored one
-  double* divergence;             // [B] out: focal weight times divergence, 0 where the weight is 0
+// Rows of both logits, and what the definition of their distance depends on.
+struct DistillRows {
+  Matrix new_logits;          // (B, columns): classes first_class, first_class + 1, ... of each row
+  Matrix old_logits;          // (B, old columns); without a map column j is of the same class as the new column j
+  const int64_t* new_column;  // [pairs] ascending: columns that are one class; null: the first columns of both
+  const int64_t* old_column;  // [pairs]
+  int64_t pairs;              // without a map at most either's columns
+  const int64_t* target;      // [B] a class of the whole row, or ignore_index
+  int64_t first_class, ignore_index;
   DivergenceKind kind;
-  Focus focus;
-  double alpha, beta, temperature, label_smoothing;
-  int64_t ignore_index;
+  double temperature;   // of kl
+  double margin;        // of ldi; 0 for logits
+  bool exclude_target;  // ldi: the target's class has no distance
+};
+
+struct DistillAccumulate {
+  DistillRows rows;
+  bool with_total;  // whether RowPart::total is wanted
+  double* parts;    // [B, kRowPart] in/out: the part of these classes is merged into it; ignored rows stay
 };
 
 struct DistillBackward {
-  Matrix new_logits, old_logits;
-  const int64_t* target;       // [B]
-  const double* statistics;    // [B, kRowStatistics]
-  const void* grad_output;     // float32 or float64, as the loss: one number or [B]
-  int64_t grad_output_stride;  // elements; 0 for one number
-  void* gradient;              // [B, classes] out, of the new logits' type, contiguous
-  DivergenceKind kind;
-  double temperature, label_smoothing;
+  DistillRows rows;
+  const double* statistics;         // [B, kRowStatistics]
+  const void* grad_output;          // float32 or float64, as the loss: one number or [B]
+  int64_t grad_output_stride;       // elements; 0 for one number
+  void* gradient;                   // [B, columns] out, of the new logits' type; may be the new logits themselves
+  int64_t gradient_stride;          // elements
+  double label_smoothing, classes;  // classes of the whole row
 };
 
 // What a row is computed in: float64 logits of either model must not be rounded before they are compared or subtracted.
-inline bool computes_in_float64(const Matrix& new_logits, const Matrix& old_logits) {
-  return new_logits.type == Element::float64 || old_logits.type == Element::float64;
+inline bool computes_in_float64(const DistillRows& rows) {
+  return rows.new_logits.type == Element::float64 || rows.old_logits.type == Element::float64;
 }
 
 struct DistillKernels {
-  void (*forward)(const DistillForward&, int64_t begin, int64_t end);  // rows begin..end-1
+  void (*accumulate)(const DistillAccumulate&, int64_t begin, int64_t end);  // rows begin..end-1
   void (*backward)(const DistillBackward&, int64_t begin, int64_t end);
 };
 

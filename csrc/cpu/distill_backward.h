@@ -39,90 +39,125 @@ void gradient_block(const S* s, int n, const RowStatistics& row, const Factors& 
   });
 }
 
-// Adds factor * (s - t), 0 where either is -inf.
+// The same and factor * (s - t), moved towards 0 by the margin, 0 where either is -inf.
 template <class V, class S>
-void add_difference(const S* s, const S* t, int n, double factor, S* out) {
+void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S margin, double factor,
+                    S* out) {
+  const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
   const V infinity = splat<V>(kInfinity), scale = splat<V>(factor);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-    const V difference = tj == -infinity ? V{} : sj == -infinity ? V{} : sj - tj;
-    put<V, whole>(out, get<V, whole>(out, j, n) + difference * scale, j, n);
+    const V difference = tj == -infinity ? V{} : sj == -infinity ? V{} : beyond_margin(sj - tj, margin);
+    put<V, whole>(out, exponential(sj - new_max) * e - smooth + difference * scale, j, n);
   });
 }
 
-// The target's element in float64: there the softmax minus 1 cancels.
-double target_gradient(const DistillBackward& params, const RowStatistics& row, double s, double t, double factor_e,
-                       double factor_d, double inverse) {
-  const double sum = 1 + row.new_excess, smoothing = params.label_smoothing;
-  // At the maximum the softmax minus 1 is minus the mass of all other classes.
-  const double p_minus_1 = s == row.new_max ? -row.new_excess / sum : std::exp(s - row.new_max) / sum - 1;
-  const double cross_entropy = p_minus_1 + smoothing - smoothing / double(params.new_logits.columns);
-  double gradient = factor_e == 0 ? 0 : factor_e * cross_entropy;
-  if (factor_d == 0) return gradient;
-  if (params.kind == DivergenceKind::logits) {
-    const bool finite = s != -kInfinity && t != -kInfinity;
-    return gradient + (finite ? factor_d * (s - t) / row.old_sum : 0);
+// What the gradient of one row is made of.
+template <class V>
+struct BackwardRow {
+  using S = ScalarOf<V>;
+  const DistillBackward& params;
+  const RowStatistics& row;
+  const double factor_e, factor_d;  // of the two terms, the incoming gradient folded in
+  const S inverse = S(1 / params.rows.temperature);
+  const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
+  const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / params.classes,
+                  scale / row.old_sum, scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
+  const Path path = Path(int(row.path) / 2);
+  const Rounding rounding = Rounding(int(row.path) % 2);
+  const bool kl = params.rows.kind == DivergenceKind::kl;
+  // of the squared differences: their mean is halved for `logits` and not for `ldi`
+  const double slope = factor_d / row.old_sum * (params.rows.kind == DivergenceKind::logits ? 1 : 2);
+
+  void new_only(const S* s, int n, S* out) const { gradient_block<V>(s, n, row, f, out); }
+  void shared(const S* s, const S* t, int n, S* out) const {
+    if (kl) {
+      with_formula(path, rounding,
+                   [&](auto formula) { gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out); });
+    } else {
+      gradient_block<V>(s, t, n, row, f, S(params.rows.margin), slope, out);
+    }
   }
-  const double u = (t - row.old_frame) * inverse, d = (s - row.new_frame) * inverse - u;
-  const double difference =
-      std::fabs(d) <= kSmall ? std::exp(u) / row.old_sum * (std::expm1(d) - row.ratio_minus_1) / (1 + row.ratio_minus_1)
-                             : std::exp((s - row.new_frame) * inverse) / row.new_sum - std::exp(u) / row.old_sum;
-  return gradient + factor_d / inverse * difference;
-}
+
+  // The target's element in float64: there the softmax minus 1 cancels. old_logit: null where it has none.
+  double at_target(double s, const double* old_logit) const {
+    const double sum = 1 + row.new_excess, smoothing = params.label_smoothing;
+    // At the maximum the softmax minus 1 is minus the mass of all other classes.
+    const double p_minus_1 = s == row.new_max ? -row.new_excess / sum : std::exp(s - row.new_max) / sum - 1;
+    const double gradient = factor_e == 0 ? 0 : factor_e * (p_minus_1 + smoothing - smoothing / params.classes);
+    if (factor_d == 0 || !old_logit) return gradient;
+    const double t = *old_logit;
+    if (!kl) {
+      if (params.rows.exclude_target || s == -kInfinity || t == -kInfinity) return gradient;
+      return gradient + slope * beyond_margin(s - t, params.rows.margin);
+    }
+    const double to_exponent = inverse;
+    const double u = (t - row.old_frame) * to_exponent, d = (s - row.new_frame) * to_exponent - u;
+    const double z = row.ratio_minus_1;
+    const double difference =
+        std::fabs(d) <= kSmall ? std::exp(u) / row.old_sum * (std::expm1(d) - z) / (1 + z)
+                               : std::exp((s - row.new_frame) * to_exponent) / row.new_sum - std::exp(u) / row.old_sum;
+    return gradient + scale * difference;
+  }
+};
 
 template <class V, class Out>
 void backward_row(const DistillBackward& params, int64_t i) {
   using S = ScalarOf<V>;
   using Widened = decltype(widen(Out{}));
-  const auto& row = reinterpret_cast<const RowStatistics*>(params.statistics)[i];
-  const int64_t classes = params.new_logits.columns, at = i * params.grad_output_stride;
-  Out* gradient = static_cast<Out*>(params.gradient) + i * classes;
+  const DistillRows& rows = params.rows;
+  const auto& statistics = reinterpret_cast<const RowStatistics*>(params.statistics)[i];
+  const int64_t columns = rows.new_logits.columns, at = i * params.grad_output_stride;
+  Out* gradient = static_cast<Out*>(params.gradient) + i * params.gradient_stride;
   const double incoming = std::is_same_v<Out, double> ? static_cast<const double*>(params.grad_output)[at]
                                                       : static_cast<const float*>(params.grad_output)[at];
-  const double factor_e = row.cross_entropy == 0 ? 0 : incoming * row.cross_entropy;
-  const double factor_d = row.distillation == 0 ? 0 : incoming * row.distillation;
+  const double factor_e = statistics.cross_entropy == 0 ? 0 : incoming * statistics.cross_entropy;
+  const double factor_d = statistics.distillation == 0 ? 0 : incoming * statistics.distillation;
   if (factor_e == 0 && factor_d == 0) {
-    std::fill(gradient, gradient + classes, Out{});
+    std::fill(gradient, gradient + columns, Out{});
     return;
   }
-  const bool kl = params.kind == DivergenceKind::kl;
-  const int64_t shared = factor_d == 0 ? 0 : params.old_logits.columns;
-  const Row<S> new_row(params.new_logits, i), old_row(params.old_logits, i);
-  const S inverse = S(1 / params.temperature);
-  const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
-  const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / double(classes),
-                  scale / row.old_sum, scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
-  const Path path = Path(int(row.path) / 2);
-  const Rounding rounding = Rounding(int(row.path) % 2);
+  const BackwardRow<V> row{params, statistics, factor_e, factor_d};
+  const Row<S> new_row(rows.new_logits, i), old_row(rows.old_logits, i);
+  Pairs pairs(rows);
 
-  S new_buffer[kBlock], old_buffer[kBlock], out_buffer[kBlock];
-  for (int64_t start = 0; start < classes;) {
-    const bool both = start < shared;
-    const int n = int(std::min<int64_t>(kBlock, (both ? shared : classes) - start));
+  // The target's logits first: the gradient may overwrite them.
+  const int64_t column = rows.target[i] - rows.first_class;
+  const bool here = column >= 0 && column < columns;
+  const int64_t old_column = here ? pairs.old_column(column) : -1;
+  const double old_logit = old_column >= 0 ? old_row[old_column] : 0;
+  const double target_gradient = here ? row.at_target(new_row[column], old_column >= 0 ? &old_logit : nullptr) : 0;
+
+  S new_buffer[kBlock], old_buffer[kBlock], out_buffer[kBlock], gathered[kBlock];
+  for (int64_t start = 0; start < columns;) {
+    const int n = pairs.block(start);
     const S* s = new_row.block(start, n, new_buffer);
-    const S* t = both ? old_row.block(start, n, old_buffer) : nullptr;
+    const auto shared = factor_d != 0 ? pairs.in(start, n) : Pairs::Range{0, 0};
     S* out;
     if constexpr (std::is_same_v<S, Out>) {
       out = gradient + start;
     } else {
       out = out_buffer;
     }
-    if (both && kl) {
-      with_formula(path, rounding,
-                   [&](auto formula) { gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out); });
+    if (shared.n > 0 && !rows.new_column) {
+      row.shared(s, old_row.block(start, n, old_buffer), n, out);
+    } else if (shared.n > 0) {
+      // first what the gradient overwrites where it may
+      pairs.gather(new_row, rows.new_column, shared, gathered);
+      pairs.gather(old_row, rows.old_column, shared, old_buffer);
+      row.new_only(s, n, out);
+      S with_distance[kBlock];
+      row.shared(gathered, old_buffer, shared.n, with_distance);
+      for (int j = 0; j < shared.n; ++j) out[rows.new_column[shared.begin + j] - start] = with_distance[j];
     } else {
-      gradient_block<V>(s, n, row, f, out);
-      if (both) add_difference<V>(s, t, n, factor_d / row.old_sum, out);
+      row.new_only(s, n, out);
     }
     if constexpr (!std::is_same_v<S, Out>) {
       for (int j = 0; j < n; ++j) narrow(Widened(out_buffer[j]), gradient[start + j]);
     }
     start += n;
   }
-  const int64_t target = params.target[i];
-  const double old_logit = shared > 0 ? old_row[target] : 0;
-  narrow(Widened(target_gradient(params, row, new_row[target], old_logit, factor_e, factor_d, inverse)),
-         gradient[target]);
+  if (here) narrow(Widened(target_gradient), gradient[column]);
 }
 
 }  // namespace

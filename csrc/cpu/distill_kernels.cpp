@@ -10,17 +10,17 @@
 namespace graceful_fast {
 namespace {
 
-void forward(const DistillForward& params, int64_t begin, int64_t end) {
+void accumulate(const DistillAccumulate& params, int64_t begin, int64_t end) {
   const DefaultRounding rounding;
-  const bool wide = computes_in_float64(params.new_logits, params.old_logits);
-  for (int64_t i = begin; i < end; ++i) wide ? forward_row<double>(params, i) : forward_row<Floats>(params, i);
+  const bool wide = computes_in_float64(params.rows);
+  for (int64_t i = begin; i < end; ++i) wide ? accumulate_row<double>(params, i) : accumulate_row<Floats>(params, i);
 }
 
 void backward(const DistillBackward& params, int64_t begin, int64_t end) {
   const DefaultRounding rounding;
-  with_type(params.new_logits.type, [&](auto out) {
+  with_type(params.rows.new_logits.type, [&](auto out) {
     using Out = decltype(out);
-    if (std::is_same_v<Out, double> || computes_in_float64(params.new_logits, params.old_logits)) {
+    if (std::is_same_v<Out, double> || computes_in_float64(params.rows)) {
       for (int64_t i = begin; i < end; ++i) backward_row<double, Out>(params, i);
     } else if constexpr (!std::is_same_v<Out, double>) {
       for (int64_t i = begin; i < end; ++i) backward_row<Floats, Out>(params, i);
@@ -30,6 +30,6 @@ void backward(const DistillBackward& params, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const DistillKernels GF_TABLE(distill) = {forward, backward};
+extern const DistillKernels GF_TABLE(distill) = {accumulate, backward};
 
 }  // namespace graceful_fast

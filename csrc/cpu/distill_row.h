@@ -1,9 +1,11 @@
 // distill, what both directions share: a row of logits in blocks, and which formulas hold for it
 // (math/row_statistics.h).
 #pragma once
+#include <algorithm>
 #include <limits>
 #include <type_traits>
 
+#include "cpu/distill.h"
 #include "cpu/lanes.h"
 #include "cpu/matrix.h"
 #include "math/row_statistics.h"
@@ -13,12 +15,8 @@ namespace {
 
 constexpr int kBlock = 1024;         // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
 constexpr int kProbe = 128;          // classes that place the divergence's frame: its error is 1/11 of d's deviation
-constexpr double kSmall = 0.5;       // where the polynomials of cpu/exp.h hold
 constexpr double kMaxExponent = 20;  // |new_frame - max|/T: exp(d) stays far from overflow and underflow
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// Which formulas hold for every class of a block or row: all |d| and |u| small, all |d| small, or neither.
-enum class Path { calm, near, far };
 
 // How d is formed: from s - t where its mean is small beside the logits' spread, else from the logits' distances to
 // their frames. Either way what the first subtractions lost is added back: equal logits of 1,000 differ in their last
@@ -30,7 +28,6 @@ struct Formula {
   static constexpr Path path = p;
   static constexpr Rounding rounding = r;
 };
-double encode(Path path, Rounding rounding) { return int(path) * 2 + int(rounding); }
 
 template <class F>
 void with_formula(Path path, Rounding rounding, F&& f) {
@@ -68,6 +65,51 @@ struct Row {
   }
 };
 
+// The columns of both logits that are one class, as far as a block of new columns start..start+n-1 has them.
+class Pairs {
+ public:
+  explicit Pairs(const DistillRows& rows) : rows_(rows) {}
+
+  // Blocks in ascending order. Without a map a block is of shared classes only or has none (see `block`).
+  struct Range {
+    int64_t begin;
+    int n;
+  };
+  Range in(int64_t start, int n) {
+    if (!rows_.new_column) return {start, start < rows_.pairs ? n : 0};
+    const int64_t begin = next_;
+    while (next_ < rows_.pairs && rows_.new_column[next_] < start + n) ++next_;
+    return {begin, int(next_ - begin)};
+  }
+  // The length of the block at `start`: it does not cross the end of the shared classes.
+  int block(int64_t start) const {
+    const bool prefix = !rows_.new_column && start < rows_.pairs;
+    return int(std::min<int64_t>(kBlock, (prefix ? rows_.pairs : rows_.new_logits.columns) - start));
+  }
+  // Pairs before a new column.
+  int64_t before(int64_t column) const {
+    if (!rows_.new_column) return std::clamp<int64_t>(column, 0, rows_.pairs);
+    return std::lower_bound(rows_.new_column, rows_.new_column + rows_.pairs, column) - rows_.new_column;
+  }
+  // The old column of a new one, -1 if there is none.
+  int64_t old_column(int64_t column) const {
+    const int64_t pair = before(column);
+    if (pair == rows_.pairs || (rows_.new_column && rows_.new_column[pair] != column)) return -1;
+    return rows_.new_column ? rows_.old_column[pair] : pair;
+  }
+  template <class S>
+  void gather(const Row<S>& row, const int64_t* columns, Range range, S* to) const {
+    with_type(row.type, [&](auto t) {
+      const auto* from = static_cast<const decltype(t)*>(row.data);
+      for (int j = 0; j < range.n; ++j) to[j] = S(widen(from[columns[range.begin + j]]));
+    });
+  }
+
+ private:
+  const DistillRows& rows_;
+  int64_t next_ = 0;
+};
+
 template <class S>
 struct Frames {
   S new_max, new_frame, old_frame, shift, inverse;  // shift: new_frame - old_frame; inverse: of the temperature
@@ -85,6 +127,13 @@ template <class V>
 struct Exponents {
   V u, d;
 };
+// x moved towards 0 by `margin`, 0 within it
+template <class V, class S>
+GF_INLINE V beyond_margin(V x, S margin) {
+  const V above = x - margin, below = x + margin;
+  return x > V{} + margin ? above : x < V{} - margin ? below : x - x;
+}
+
 // What rounded = a - b lost. Infinite operands lost nothing; only far rows have any.
 template <class Formula, class V>
 GF_INLINE V lost(V a, V b, V rounded) {

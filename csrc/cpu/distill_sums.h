@@ -173,8 +173,8 @@ struct KlRow {
   double placed_at = -kInfinity;  // old maximum when the frames were placed
   double new_max = -kInfinity, old_max = -kInfinity, old_min = kInfinity;
   double difference_min = kInfinity, difference_max = -kInfinity;
-  Path path = Path::far;
 
+  // Adds the exponentials of the new logits to `softmax`, too.
   void add(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, Softmax& softmax) {
     const double base = double(new_base) - old_base;
     difference_min = std::min(difference_min, block.difference_min + base);
@@ -188,7 +188,8 @@ struct KlRow {
       placed_at = old_max;
     }
     move(old_to);
-    path = choose();
+    // for all classes so far: the frames of the last block are the row's
+    const Path path = choose_path(difference_min, difference_max, old_min, sums.new_frame, sums.old_frame, temperature);
     with_formula(path, placement.rounding,
                  [&](auto formula) { sum_block<decltype(formula), V>(s, t, n, inverse, softmax, sums); });
   }
@@ -203,13 +204,11 @@ struct KlRow {
     }
   }
 
-  // For all classes so far, so that the last choice holds for the whole row.
-  Path choose() const {
-    const double shift = sums.new_frame - sums.old_frame, reach = kSmall * temperature;
-    const bool near = difference_min - shift >= -reach && difference_max - shift <= reach;
-    if (near && old_min - sums.old_frame >= -reach) return Path::calm;
-    // A class that is -inf in both has no difference, but is seen in old_min.
-    return near && old_min > -kInfinity ? Path::near : Path::far;
+  void to(RowPart& part) const {
+    part.divergence = sums;
+    part.direct = placement.rounding == Rounding::direct;
+    part.old_max = old_max, part.old_min = old_min;
+    part.difference_min = difference_min, part.difference_max = difference_max;
   }
 };
 

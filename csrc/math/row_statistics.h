@@ -19,6 +19,10 @@
 #endif
 
 namespace graceful_fast {
+
+enum class DivergenceKind : int64_t { kl, logits, ldi };
+enum class Focus : int64_t { old_correct, negative_flip, new_incorrect, all, weight };
+
 namespace {
 
 // sum exp(x - frame) over the classes, as the count of classes at the frame and the rest: log1p of the rest keeps the
@@ -54,6 +58,9 @@ struct Divergence {
   double k = 0, m = 0, x = 0, v = 0;
 
   GF_HD bool empty() const { return k == 0 && v == 0 && m == 0; }
+  GF_HD double mass_at(const Divergence& other, double temperature) const {  // k in the old frame of `other`
+    return k == 0 ? 0 : k * std::exp((old_frame - other.old_frame) / temperature);
+  }
 
   GF_HD void move(double new_to, double old_to, double temperature) {
     if (new_to == new_frame && old_to == old_frame) return;
@@ -100,20 +107,132 @@ struct Divergence {
   }
 };
 
+// What some classes of a row reduce to. Parts of a row merge in any order and grouping: blocks of classes of one
+// device, and the shards of a group. A part is a row of the `parts` tensor, so all its fields are float64.
+struct RowPart {
+  Softmax softmax;             // of the new logits at temperature 1; its frame is their maximum
+  Divergence divergence;       // kl only; over the classes that have an old logit, as are the next five
+  double direct = 0;           // whether most of the old mass is in a part that formed d from new - old
+  double squares = 0;          // sum of (|new - old| - margin, at least 0)^2, not for kl
+  double compared = 0;         // number of their finite old logits
+  double old_max = -INFINITY;  // of the old logits
+  double old_min = INFINITY;
+  double difference_min = INFINITY;  // bounds of new - old
+  double difference_max = -INFINITY;
+  double total = 0;               // sum of the new logits, where labels are smoothed
+  double new_target = -INFINITY;  // the target's logits, where it is among these classes
+  double old_target = -INFINITY;
+  double known = 0;               // 1 if the target is among these classes and has an old logit
+  double new_before = -INFINITY;  // greatest logits of the classes before the target: the first of equals is the argmax
+  double old_before = -INFINITY;
+
+  GF_HD void merge(const RowPart& other, double temperature) {
+    softmax.merge(other.softmax);
+    const double own = divergence.mass_at(other.divergence, temperature);
+    if (other.divergence.k > own) direct = other.direct;
+    divergence.merge(other.divergence, temperature);
+    squares += other.squares, compared += other.compared, total += other.total;
+    raise(old_max, other.old_max), raise(difference_max, other.difference_max);
+    lower(old_min, other.old_min), lower(difference_min, other.difference_min);
+    raise(new_target, other.new_target), raise(old_target, other.old_target), raise(known, other.known);
+    raise(new_before, other.new_before), raise(old_before, other.old_before);
+  }
+  GF_HD bool new_correct() const { return new_target == softmax.frame && !(new_before >= new_target); }
+  GF_HD bool old_correct() const { return known != 0 && old_target == old_max && !(old_before >= old_target); }
+
+  GF_HD static void raise(double& to, double value) {
+    if (value > to) to = value;
+  }
+  GF_HD static void lower(double& to, double value) {
+    if (value < to) to = value;
+  }
+};
+constexpr int kRowPart = sizeof(RowPart) / sizeof(double);
+
+// Which formulas hold for every class of a row: all |d| and |u| at most kSmall, all |d|, or neither.
+enum class Path { calm, near, far };
+constexpr double kSmall = 0.5;  // where the polynomials of cpu/exp.h hold
+
+GF_HD inline Path choose_path(double difference_min, double difference_max, double old_min, double new_frame,
+                              double old_frame, double temperature) {
+  const double shift = new_frame - old_frame, reach = kSmall * temperature;
+  const bool near = difference_min - shift >= -reach && difference_max - shift <= reach;
+  if (near && old_min - old_frame >= -reach) return Path::calm;
+  // A class that is -inf in both has no difference, but is seen in old_min.
+  return near && old_min > -INFINITY ? Path::near : Path::far;
+}
+
+// What the rows of one loss have in common.
+struct LossRule {
+  DivergenceKind kind;
+  Focus focus;
+  double alpha, beta, temperature, label_smoothing;
+  double classes;                      // of the whole row
+  double cross_entropy, distillation;  // factors of the two terms; one that is 0 takes its term out
+
+  GF_HD double focal_weight(const RowPart& row, double given) const {
+    switch (focus) {
+      case Focus::old_correct:
+        return alpha + beta * row.old_correct();
+      case Focus::negative_flip:
+        return alpha + beta * (row.old_correct() && !row.new_correct());
+      case Focus::new_incorrect:
+        return alpha + beta * !row.new_correct();
+      case Focus::weight:
+        return given;
+      default:
+        return 1;
+    }
+  }
+};
+
 // What the forward pass leaves for the backward pass, one row of the `statistics` tensor.
 struct RowStatistics {
   double new_max;        // frame of the cross-entropy's softmax
   double new_excess;     // its sum minus 1
   double new_frame;      // frames of the divergence
   double old_frame;      //
-  double old_sum;        // K; for the squared difference the number of finite old logits
+  double old_sum;        // K; for squared differences the number of finite old logits
   double new_sum;        // V
   double ratio_minus_1;  // V/K - 1
   double cross_entropy;  // factor of the cross-entropy's gradient, 0 for an ignored row
   double distillation;   // factor of the divergence's gradient, 0 where there is none
-  double path;           // which of the kernel's formulas holds for every class of the row
+  double path;           // 2 * Path, and 1 if d is formed from the logits' distances to their frames
 };
 constexpr int kRowStatistics = sizeof(RowStatistics) / sizeof(double);
+
+// The loss of a row that is not ignored, from the merge of all its parts; `out` arrives zeroed.
+GF_HD inline double finish_row(const RowPart& row, const LossRule& rule, double given_weight, RowStatistics& out) {
+  const double frame = row.softmax.frame, log_sum = std::log1p(row.softmax.excess());
+  out.new_max = frame;
+  out.new_excess = row.softmax.excess();
+  out.cross_entropy = rule.cross_entropy;
+  double cross_entropy = log_sum - (row.new_target - frame);
+  if (rule.label_smoothing != 0 && cross_entropy != INFINITY) {  // the uniform part is as infinite as the target's
+    const double uniform = log_sum - (row.total / rule.classes - frame);
+    cross_entropy += rule.label_smoothing * (uniform - cross_entropy);
+  }
+  double loss = rule.cross_entropy == 0 ? 0 : rule.cross_entropy * cross_entropy;
+
+  const bool kl = rule.kind == DivergenceKind::kl;
+  const double mass = kl ? row.divergence.k : row.compared;
+  const double factor = row.known == 0 ? 0 : rule.distillation * rule.focal_weight(row, given_weight);
+  if (factor == 0 || mass == 0) return loss;
+  out.distillation = factor;
+  out.old_sum = mass;
+  if (!kl) {
+    const double mean = row.squares / mass;
+    return loss + factor * (rule.kind == DivergenceKind::logits ? mean / 2 : mean);
+  }
+  out.new_frame = row.divergence.new_frame;
+  out.old_frame = row.divergence.old_frame;
+  out.new_sum = row.divergence.v;
+  out.ratio_minus_1 = row.divergence.ratio_minus_1();
+  const Path path =
+      choose_path(row.difference_min, row.difference_max, row.old_min, out.new_frame, out.old_frame, rule.temperature);
+  out.path = 2 * int(path) + (row.direct == 0);
+  return loss + factor * (rule.temperature * rule.temperature * row.divergence.kl());
+}
 
 }  // namespace
 }  // namespace graceful_fast
