@@ -24,3 +24,17 @@ def test_kernels_agree_with_the_definitions_for_every_vector_width(width: int, t
     result = subprocess.run([program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert result.stdout.endswith("0 failures\n")
+
+
+@pytest.mark.skipif(not COMPILER[0] or not (ROOT / "csrc").exists(), reason="needs a compiler and the sources")
+@pytest.mark.parametrize(
+    "flags", [["-DGF_PORTABLE_VECTORS=64"], [], ["-march=native"]], ids=["portable", "baseline", "native"]
+)
+def test_exponentials_are_accurate_and_conversions_exact(flags: list[str], tmp_path: Path) -> None:
+    program = tmp_path / "vector_check"
+    always = ["-std=c++20", "-O2", "-ffp-contract=off", "-w", "-Icsrc", "-DGF_ISA=baseline", "-DGF_NARROW_STEP=251"]
+    subprocess.run(
+        [*COMPILER, *always, *flags, "python_tests/vector_check.cpp", "-o", str(program)], check=True, cwd=ROOT
+    )
+    result = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout

@@ -68,5 +68,29 @@ GF_INLINE Floats fma(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// x < least ? 0 : a * b + c
+GF_INLINE Floats fma_from(float least, Floats x, Floats a, Floats b, Floats c) {
+#if defined(GF_AVX512)
+  const __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(least), _CMP_NLT_UQ);
+  return (Floats)_mm512_maskz_fmadd_ps(kept, (__m512)a, (__m512)b, (__m512)c);  // g++ 12 would add a blend
+#else
+  return x < least ? Floats{} : fma(a, b, c);
+#endif
+}
+
+// Where one instruction looks a register's lanes up in another register: how many 32-bit entries that one holds.
+#if defined(GF_AVX512) || defined(GF_AVX2)
+#define GF_TABLE
+constexpr int kTable = kFloats;
+GF_INLINE Words pick(const uint32_t* table, Words index) {  // table[index % kTable]
+  const Words entries = load<Words>(table);
+#if defined(GF_AVX512)
+  return (Words)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)index, (__m512i)entries);
+#else
+  return (Words)_mm256_permutevar8x32_epi32((__m256i)entries, (__m256i)index);
+#endif
+}
+#endif
+
 }  // namespace
 }  // namespace graceful_fast

@@ -32,8 +32,8 @@ inline float widen(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
   const uint32_t rest = uint32_t(x.bits & 0x7fff) << 13;
   const bool special = (x.bits & 0x7c00) == 0x7c00;  // infinity, NaN
-  const uint32_t normal = to_bits(from_bits(rest) * 0x1p112f);
-  return from_bits(sign | (special ? rest | 0x7f800000 : normal));
+  // Infinity and NaN stay what they are; the product makes a NaN quiet, as the machines' own conversions do.
+  return from_bits(sign | to_bits(from_bits(special ? rest | 0x7f800000 : rest) * 0x1p112f));
 }
 
 // Rounding to nearest, ties to even, overload chosen by the destination.

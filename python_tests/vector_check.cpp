@@ -1,0 +1,100 @@
+// Checks csrc/cpu/exp.h on a dense sample and csrc/cpu/convert.h against math/half.h: every bit pattern when widening,
+// a dense sample and all edges when narrowing. For test_kernels.py; prints what differs, exit code 1.
+#include <cmath>
+#include <cstdio>
+#include <initializer_list>
+#include <limits>
+
+#include "cpu/convert.h"
+#include "cpu/exp.h"
+
+using namespace graceful_fast;
+
+namespace {
+
+int failures = 0;
+
+void fail(const char* what, uint32_t bits) {
+  if (++failures < 20) std::printf("%s: wrong for %08x\n", what, unsigned(bits));
+}
+
+float exponential_of(float x) {
+  float lanes[kFloats];
+  store(lanes, exponential(Floats{} + x));
+  return lanes[kFloats - 1];
+}
+
+void check_exponential() {
+  constexpr uint32_t kStep = 257 * kFloats;  // odd: all low bits are seen
+  for (const float end : {88.0f, -87.0f}) {
+    const uint32_t sign = to_bits(end) & 0x80000000;
+    for (uint32_t at = 0; at <= (to_bits(end) & 0x7fffffff) - kStep; at += kStep) {
+      float x[kFloats], y[kFloats];
+      for (int i = 0; i < kFloats; ++i) x[i] = from_bits(sign | (at + 257 * i));
+      store(y, exponential(load<Floats>(x)));
+      for (int i = 0; i < kFloats; ++i) {
+        const double exact = std::exp(double(x[i]));
+        if (!(std::fabs(y[i] - exact) <= 1.5 * 0x1p-24 * exact)) fail("exponential", to_bits(x[i]));
+      }
+    }
+  }
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float x : {-infinity, -88.0f, -1e30f}) {
+    if (exponential_of(x) != 0) fail("exponential", to_bits(x));
+  }
+  for (const float x : {0.0f, -0.0f}) {
+    if (exponential_of(x) != 1) fail("exponential", to_bits(x));
+  }
+  for (const uint32_t nan : {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0x7fffffffu}) {
+    if (!std::isnan(exponential_of(from_bits(nan)))) fail("exponential", nan);
+  }
+}
+
+constexpr int kMany = 1023;  // not a multiple of any width: the tail is checked as well
+
+template <class T>
+void check_narrow(const uint32_t* bits, const char* name) {
+  static float from[kMany];
+  static T to[kMany];
+  for (int j = 0; j < kMany; ++j) from[j] = from_bits(bits[j]);
+  narrow_block(from, kMany, to);
+  for (int j = 0; j < kMany; ++j) {
+    T expected;
+    narrow(from[j], expected);
+    if (to[j].bits != expected.bits) fail(name, bits[j]);
+  }
+}
+
+template <class T>
+void check_conversions(const char* name) {
+  static T from[65536];
+  static float to[65536];
+  for (int i = 0; i < 65536; ++i) from[i].bits = uint16_t(i);
+  for (const int n : {0, 1, 7, 65535, 65536}) {
+    widen_block(from, n, to);
+    for (int i = 0; i < n; ++i) {
+      if (to_bits(to[i]) != to_bits(widen(from[i]))) fail(name, i);
+    }
+  }
+  static uint32_t bits[kMany];
+  int n = 0;
+  const auto see = [&](uint32_t pattern) {
+    bits[n++] = pattern;
+    if (n == kMany) check_narrow<T>(bits, name), n = 0;
+  };
+  for (uint64_t at = 0; at < 1ull << 32; at += GF_NARROW_STEP) see(uint32_t(at));
+  for (uint32_t high = 0; high < 1 << 19; ++high) {  // about every tie of either type
+    for (const uint32_t low : {~0u, 0u, 1u}) see((high << 13 | 0x1000) + low), see((high << 13) + low);
+  }
+  while (n != 0) see(0x7f800001);
+}
+
+}  // namespace
+
+int main() {
+  check_exponential();
+  check_conversions<BFloat16>("bfloat16");
+  check_conversions<Half>("float16");
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
