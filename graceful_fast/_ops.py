@@ -31,7 +31,7 @@ def flips(old: torch.Tensor, new: torch.Tensor, target: torch.Tensor, topk: int)
 
 # --- distill ----------------------------------------------------------------------------------------------------------
 
-_ROW_PART, _ROW_STATISTICS = 22, 10  # csrc/math/row_statistics.h
+_ROW_PART, _ROW_STATISTICS = 22, 11  # csrc/math/row_statistics.h
 DIVERGENCES = {"kl": 0, "logits": 1, "ldi": 2}
 FOCUSES = {"old_correct": 0, "negative_flip": 1, "new_incorrect": 2, "all": 3}
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}

@@ -63,8 +63,8 @@ struct BackwardRow {
   const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
   const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / params.classes,
                   scale / row.old_sum, scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
-  const Path path = Path(int(row.path) / 2);
-  const Rounding rounding = Rounding(int(row.path) % 2);
+  const Path path = Path(int(row.path));
+  const Rounding rounding = Rounding(int(row.rounding));
   const bool kl = params.rows.kind == DivergenceKind::kl;
   // of the squared differences: their mean is halved for `logits` and not for `ldi`
   const double slope = factor_d / row.old_sum * (params.rows.kind == DivergenceKind::logits ? 1 : 2);
@@ -153,7 +153,7 @@ void backward_row(const DistillBackward& params, int64_t i) {
       row.new_only(s, n, out);
     }
     if constexpr (!std::is_same_v<S, Out>) {
-      for (int j = 0; j < n; ++j) narrow(Widened(out_buffer[j]), gradient[start + j]);
+      narrow_block(out_buffer, n, gradient + start);
     }
     start += n;
   }

@@ -74,33 +74,28 @@ struct ForwardRow {
   const DistillRows& rows;
   RowPart part{};
   KlRow<V> divergence{S(1 / rows.temperature)};
-  S new_buffer[kBlock], old_buffer[kBlock], gathered[kBlock], without[kBlock];
+  S new_buffer[kBlock], old_buffer[kBlock], without[kBlock];
 
-  // Classes that both models know, the target `target_at`; the new ones' exponentials go to `softmax`. Returns the new
-  // maximum.
-  double add_shared(const S* s, const S* t, int n, int64_t target_at, Softmax& softmax) {
-    const S new_base = finite_or_0(s[0]), old_base = finite_or_0(t[0]);
-    const Extremes block = extremes<V>(s, t, n, new_base, old_base);
+  explicit ForwardRow(const DistillRows& rows) : rows(rows) {}  // leaves the buffers as they are
+
+  // The distance of classes that both models know, the target at `target_at`.
+  void compare(const S* s, const S* t, int n, const Extremes& block, int64_t target_at) {
     see_before<V>(t, n, target_at, block.old_max, part.old_before);
-    softmax.move(block.new_max);
-    if (rows.kind == DivergenceKind::kl) {
-      divergence.add(s, t, n, block, new_base, old_base, softmax);
-      return block.new_max;
-    }
+    if (rows.kind == DivergenceKind::kl) return divergence.add(s, t, n, block);
     part.old_max = std::max(part.old_max, block.old_max);
-    sum_block<V>(s, n, softmax);
     if (rows.exclude_target && target_at >= 0 && target_at < n) {
       t = without_target(s, t, n, target_at, part, without);
     }
     add_squares<V>(s, t, n, S(rows.margin), part);
-    return block.new_max;
   }
 
-  double add_new(const S* s, int n) {
-    const double max = block_max<V>(s, n);
-    part.softmax.move(max);
-    sum_block<V>(s, n, part.softmax);
-    return max;
+  // The cross-entropy's part of a block.
+  void add(const S* s, int n, double max, int64_t target_at, bool with_total) {
+    add_exponentials<V>(s, n, max, part.softmax);
+    see_before<V>(s, n, target_at, max, part.new_before);
+    if (!with_total) return;
+    const S shift = S(part.softmax.frame == -kInfinity ? 0 : part.softmax.frame);
+    part.total += shifted_sum<V>(s, n, shift) + double(n) * shift;
   }
 };
 
@@ -115,7 +110,7 @@ void accumulate_row(const DistillAccumulate& params, int64_t i) {
   Pairs pairs(rows);
   const int64_t old_column = here ? pairs.old_column(column) : -1;
   const bool compared = !here || old_column >= 0;  // a target that the old model never knew: no distillation
-  ForwardRow<V> row{rows};
+  ForwardRow<V> row(rows);
   RowPart& part = row.part;
   if (here) part.new_target = new_row[column];
   if (old_column >= 0) part.known = 1, part.old_target = old_row[old_column];
@@ -124,22 +119,19 @@ void accumulate_row(const DistillAccumulate& params, int64_t i) {
     const int n = pairs.block(start);
     const S* s = new_row.block(start, n, row.new_buffer);
     const auto shared = compared ? pairs.in(start, n) : Pairs::Range{0, 0};
-    double max;
     if (shared.n == 0 || rows.new_column) {
-      max = row.add_new(s, n);
+      row.add(s, n, block_max<V>(s, n), column - start, params.with_total);
     } else {
-      max = row.add_shared(s, old_row.block(start, n, row.old_buffer), n, column - start, part.softmax);
-    }
-    see_before<V>(s, n, column - start, max, part.new_before);
-    if (params.with_total) {
-      const S shift = S(part.softmax.frame == -kInfinity ? 0 : part.softmax.frame);
-      part.total += shifted_sum<V>(s, n, shift) + double(n) * shift;
+      const S* t = old_row.block(start, n, row.old_buffer);
+      const Extremes block = extremes<V>(s, t, n);
+      row.add(s, n, block.new_max, column - start, params.with_total);
+      row.compare(s, t, n, block, column - start);
     }
     if (shared.n > 0 && rows.new_column) {
       pairs.gather(new_row, rows.new_column, shared, row.new_buffer);
-      pairs.gather(old_row, rows.old_column, shared, row.gathered);
-      Softmax summed_already;
-      row.add_shared(row.new_buffer, row.gathered, shared.n, pairs.before(column) - shared.begin, summed_already);
+      pairs.gather(old_row, rows.old_column, shared, row.old_buffer);
+      row.compare(row.new_buffer, row.old_buffer, shared.n, extremes<V>(row.new_buffer, row.old_buffer, shared.n),
+                  pairs.before(column) - shared.begin);
     }
     start += n;
   }

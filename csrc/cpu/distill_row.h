@@ -5,6 +5,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/convert.h"
 #include "cpu/distill.h"
 #include "cpu/lanes.h"
 #include "cpu/matrix.h"
@@ -15,13 +16,14 @@ namespace {
 
 constexpr int kBlock = 1024;         // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
 constexpr int kProbe = 128;          // classes that place the divergence's frame: its error is 1/11 of d's deviation
+constexpr double kFewClasses = 8;    // less mass than these at the old maximum: it is somewhere else
 constexpr double kMaxExponent = 20;  // |new_frame - max|/T: exp(d) stays far from overflow and underflow
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // How d is formed: from s - t where its mean is small beside the logits' spread, else from the logits' distances to
-// their frames. Either way what the first subtractions lost is added back: equal logits of 1,000 differ in their last
-// digits.
-enum class Rounding { direct, framed };
+// their frames. What the first subtractions lost is added back (equal logits of 1,000 differ in their last digits)
+// unless the mean is small beside d's own deviation: then s - t has the digits.
+enum class Rounding { plain, direct, framed };
 
 template <Path p, Rounding r>
 struct Formula {
@@ -37,6 +39,7 @@ void with_formula(Path path, Rounding rounding, F&& f) {
     if (path == Path::near) return f(Formula<Path::near, rounded>{});
     f(Formula<Path::far, rounded>{});
   };
+  if (rounding == Rounding::plain) return with_path(std::integral_constant<Rounding, Rounding::plain>{});
   if (rounding == Rounding::direct) return with_path(std::integral_constant<Rounding, Rounding::direct>{});
   with_path(std::integral_constant<Rounding, Rounding::framed>{});
 }
@@ -56,7 +59,7 @@ struct Row {
     return with_type(type, [&](auto t) -> const S* {
       const auto* from = static_cast<const decltype(t)*>(data) + start;
       if constexpr (std::is_same_v<decltype(t), S>) return from;
-      for (int j = 0; j < n; ++j) buffer[j] = S(widen(from[j]));
+      widen_block(from, n, buffer);
       return buffer;
     });
   }
@@ -144,6 +147,9 @@ GF_INLINE V lost(V a, V b, V rounded) {
 template <class Formula, class V, class S>
 GF_INLINE Exponents<V> exponents(V s, V t, const Frames<S>& frames) {
   const V from_old = t - frames.old_frame;
+  if constexpr (Formula::rounding == Rounding::plain) {
+    return {from_old * frames.inverse, ((s - t) - frames.shift) * frames.inverse};
+  }
   V d, error;
   if constexpr (Formula::rounding == Rounding::direct) {
     const V difference = s - t;

@@ -14,25 +14,35 @@ S finite_or_0(S x) {
   return x - x == 0 ? x : 0;
 }
 
-// Maxima of a block of both logits, and the range of (s - new_base) - (t - old_base): bases near the logits keep its
-// digits.
+// The range of a block of both logits.
 struct Extremes {
-  double new_max, old_max, old_min, difference_min, difference_max, difference_at_old_max;
+  double new_min, new_max, old_min, old_max;
 };
 template <class V, class S>
-Extremes extremes(const S* s, const S* t, int n, S new_base, S old_base) {
-  V s_max = splat<V>(-kInfinity), t_max = s_max, t_min = -s_max, d_min = -s_max, d_max = s_max, d_at{};
+Extremes extremes(const S* s, const S* t, int n) {
+  V s_max = splat<V>(-kInfinity), s_min = -s_max, t_max = s_max, t_min = s_min;
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-    const V difference = (sj - new_base) - (tj - old_base);
-    s_max = larger(sj, s_max), t_min = smaller(tj, t_min);
-    d_at = tj > t_max ? difference : d_at, t_max = larger(tj, t_max);
+    s_max = larger(sj, s_max), s_min = smaller(sj, s_min);
+    t_max = larger(tj, t_max), t_min = smaller(tj, t_min);
+  });
+  return {fold_min(s_min), fold_max(s_max), fold_min(t_min), fold_max(t_max)};
+}
+
+// The range of s - t. Bases near the logits keep its digits.
+struct Differences {
+  double min, max;
+};
+template <class V, class S>
+Differences differences(const S* s, const S* t, int n) {
+  const S new_base = finite_or_0(s[0]), old_base = finite_or_0(t[0]);
+  V d_min = splat<V>(kInfinity), d_max = -d_min;
+  for_vectors<V>(n, [&](int j, auto whole) {
+    const V difference = (get<V, whole>(s, j, n) - new_base) - (get<V, whole>(t, j, n) - old_base);
     d_min = smaller(difference, d_min), d_max = larger(difference, d_max);
   });
-  S maxima[kLanes<V>], differences[kLanes<V>];
-  store(maxima, t_max), store(differences, d_at);
-  const int lane = int(std::max_element(maxima, maxima + kLanes<V>) - maxima);
-  return {fold_max(s_max), maxima[lane], fold_min(t_min), fold_min(d_min), fold_max(d_max), differences[lane]};
+  const double base = double(new_base) - old_base;
+  return {fold_min(d_min) + base, fold_max(d_max) + base};
 }
 
 template <class V, class S>
@@ -42,124 +52,116 @@ double block_max(const S* s, int n) {
   return fold_max(s_max);
 }
 
-// About the mean of s - t under the old model, and which rounding of d suits it: from the block's first classes and
-// from its greatest old logit, which has most of the mass where the first classes have none. Infinite differences are
-// left out.
+// About the mean of s - t under the old model, and which rounding of d suits it: from the block's first classes, and
+// from its greatest old logit where that has most of the mass. Infinite differences are left out.
 struct Placement {
   double shift;
   Rounding rounding;
 };
 template <class V, class S>
-Placement place(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, S inverse) {
+Placement place(const S* s, const S* t, int n, double block_old_max, S inverse) {
   const int probe = std::min(n, kProbe);
-  const S old_max = finite_or_0(S(block.old_max));
-  V sum{}, spread{}, mass{};
+  const S new_base = finite_or_0(s[0]), old_base = finite_or_0(t[0]), old_max = finite_or_0(S(block_old_max));
+  V sum{}, squares{}, spread{}, mass{};
   for_vectors<V>(probe, [&](int j, auto whole) {
     const V tj = get<V, whole>(t, j, probe), below = tj - old_max;
     const V difference = (get<V, whole>(s, j, probe) - new_base) - (tj - old_base);
     const V w = kept<V, whole>(difference - difference == V{} ? exponential(below * inverse) : V{}, j, probe);
-    sum += w > V{} ? w * difference : V{};
+    const V weighted = w > V{} ? w * difference : V{};
+    sum += weighted, squares += w > V{} ? weighted * difference : V{};
     spread += w > V{} ? -w * below : V{};
     mass += w;
   });
   const auto add = [](double a, double b) { return a + b; };
-  const double share = double(n) / probe;
+  const double share = double(n) / probe, base = double(new_base) - old_base;
   double total = fold(sum, add) * share, weight = fold(mass, add) * share;
-  if (n > probe && std::isfinite(block.difference_at_old_max)) total += block.difference_at_old_max, weight += 1;
-  const double shift = double(new_base) - old_base + (weight > 0 ? total / weight : 0);
-  const bool direct = std::fabs(shift) * weight <= fold(spread, add) * share;
-  return {shift, direct ? Rounding::direct : Rounding::framed};
+  double mean = weight > 0 ? total / weight : 0;
+  const double deviation = weight > 0 ? std::sqrt(std::max(0.0, fold(squares, add) * share / weight - mean * mean)) : 0;
+  if (n > probe && weight < kFewClasses) {
+    const int64_t at = std::find(t, t + n, S(block_old_max)) - t;
+    const double difference = at < n ? (double(s[at]) - new_base) - (double(t[at]) - old_base) : kInfinity;
+    if (std::isfinite(difference)) mean = (total + difference) / (weight + 1), weight += 1;
+  }
+  const double shift = base + mean;
+  if (std::fabs(shift) <= 2 * deviation) return {shift, Rounding::plain};
+  return {shift, std::fabs(shift) * weight <= fold(spread, add) * share ? Rounding::direct : Rounding::framed};
 }
 
-// Sums of one block in given frames: cross-entropy (e) and divergence.
-template <class V, class Formula>
-struct BlockSums {
-  using S = ScalarOf<V>;
-  static constexpr Path path = Formula::path;
-  Sum<V> rest, ones, k, m, x, v;
-  V rest_part{}, ones_part{}, k_part{}, m_part{}, x_part{}, v_part{};
-
-  template <bool whole>
-  GF_INLINE void add_cross_entropy(V sj, S new_max, int j, int n) {
-    const V shifted = sj - new_max;
-    const V e = exponential(shifted);
-    rest_part += kept<V, whole>(shifted == V{} ? V{} : e, j, n);
-    ones_part += kept<V, whole>(shifted == V{} ? V{} + S(1) : V{}, j, n);
-  }
-
-  template <bool whole>
-  GF_INLINE void add_divergence(V sj, V tj, const Frames<S>& frames, int j, int n) {
-    const auto [u, d] = exponents<Formula>(sj, tj, frames);
-    if constexpr (path != Path::far) {
-      const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
-      k_part += w;
-      m_part += w * d;
-      x_part += w * exponential_minus_1_minus_x(d);
-    } else {
-      const V infinity = splat<V>(kInfinity);
-      const V w = kept<V, whole>(exponential(u), j, n);
-      const V v = kept<V, whole>(exponential((sj - frames.new_frame) * frames.inverse), j, n);
-      // No old mass: no term, whatever d is. A new -inf under old mass, however small: an infinite divergence.
-      const V wd = kept<V, whole>(u == -infinity ? V{} : d == -infinity ? -infinity : w * d, j, n);
-      const V size = d < V{} ? -d : d;
-      k_part += w;
-      m_part += wd;
-      x_part += size <= splat<V>(kSmall) ? w * exponential_minus_1_minus_x(d) : (v - w) - wd;
-      v_part += v;
-    }
-  }
-
-  GF_INLINE void widen_cross_entropy() {
-    rest.add(rest_part), ones.add(ones_part);
-    rest_part = ones_part = V{};
-  }
-  GF_INLINE void widen_divergence() {
-    k.add(k_part), m.add(m_part), x.add(x_part);
-    k_part = m_part = x_part = V{};
-    if constexpr (path == Path::far) {
-      v.add(v_part);
-      v_part = V{};
-    }
-  }
-
-  void to(Softmax& softmax) const {
+// Adds the exponentials of a block to a softmax whose frame is at least their maximum. Only classes at the frame need
+// to be told from the others.
+template <class V, bool at_frame, class S>
+void add_exponentials(const S* s, int n, Softmax& softmax) {
+  Sum<V> rest, ones;
+  V rest_part{}, ones_part{};
+  const S frame = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
+  for_vectors<V>(
+      n,
+      [&](int j, auto whole) {
+        const V shifted = get<V, whole>(s, j, n) - frame;
+        const V e = exponential(shifted);
+        if constexpr (at_frame) {
+          rest_part += kept<V, whole>(shifted == V{} ? V{} : e, j, n);
+          ones_part += kept<V, whole>(shifted == V{} ? V{} + S(1) : V{}, j, n);
+        } else {
+          rest_part += kept<V, whole>(e, j, n);
+        }
+      },
+      [&] {
+        rest.add(rest_part);
+        rest_part = V{};
+      });
+  softmax.rest += rest.value();
+  if constexpr (at_frame) {
+    ones.add(ones_part);
     softmax.ones += ones.value();
-    softmax.rest += rest.value();
   }
-  void to(Divergence& divergence) const {
-    const double block_k = k.value(), block_m = m.value(), block_x = x.value();
-    divergence.k += block_k, divergence.m += block_m, divergence.x += block_x;
-    divergence.v += path == Path::far ? v.value() : block_k + block_m + block_x;
-  }
-};
+}
+template <class V, class S>
+void add_exponentials(const S* s, int n, double block_max, Softmax& softmax) {
+  softmax.move(block_max);
+  if (block_max == softmax.frame || block_max == -kInfinity) return add_exponentials<V, true>(s, n, softmax);
+  add_exponentials<V, false>(s, n, softmax);
+}
 
+// The divergence's sums of one block, in given frames.
 template <class Formula, class V, class S>
-void sum_block(const S* s, const S* t, int n, S inverse, Softmax& softmax, Divergence& divergence) {
-  BlockSums<V, Formula> sums;
-  const Frames<S> frames(softmax.frame, divergence.new_frame, divergence.old_frame, inverse);
+void add_divergence(const S* s, const S* t, int n, S inverse, Divergence& divergence) {
+  constexpr Path path = Formula::path;
+  const Frames<S> frames(0, divergence.new_frame, divergence.old_frame, inverse);
+  Sum<V> k, m, x, v;
+  V k_part{}, m_part{}, x_part{}, v_part{};
   for_vectors<V>(
       n,
       [&](int j, auto whole) {
         const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-        sums.template add_cross_entropy<whole>(sj, frames.new_max, j, n);
-        sums.template add_divergence<whole>(sj, tj, frames, j, n);
+        const auto [u, d] = exponents<Formula>(sj, tj, frames);
+        const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
+        k_part += w;
+        if constexpr (path != Path::far) {
+          m_part += w * d;
+          x_part += w * exponential_minus_1_minus_x(d);
+        } else {
+          const V infinity = splat<V>(kInfinity);
+          const V v = kept<V, whole>(exponential((sj - frames.new_frame) * frames.inverse), j, n);
+          // No old mass: no term, whatever d is. A new -inf under old mass, however small: an infinite divergence.
+          const V wd = kept<V, whole>(u == -infinity ? V{} : d == -infinity ? -infinity : w * d, j, n);
+          const V size = d < V{} ? -d : d;
+          m_part += wd;
+          x_part += size <= splat<V>(kSmall) ? w * exponential_minus_1_minus_x(d) : (v - w) - wd;
+          v_part += v;
+        }
       },
       [&] {
-        sums.widen_cross_entropy();
-        sums.widen_divergence();
+        k.add(k_part), m.add(m_part), x.add(x_part);
+        k_part = m_part = x_part = V{};
+        if constexpr (path == Path::far) {
+          v.add(v_part);
+          v_part = V{};
+        }
       });
-  sums.to(softmax);
-  sums.to(divergence);
-}
-
-template <class V, class S>
-void sum_block(const S* s, int n, Softmax& softmax) {
-  BlockSums<V, Formula<Path::calm, Rounding::direct>> sums;
-  const S new_max = Frames<S>(softmax.frame, 0, 0, 1).new_max;
-  for_vectors<V>(
-      n, [&](int j, auto whole) { sums.template add_cross_entropy<whole>(get<V, whole>(s, j, n), new_max, j, n); },
-      [&] { sums.widen_cross_entropy(); });
-  sums.to(softmax);
+  const double block_k = k.value(), block_m = m.value(), block_x = x.value();
+  divergence.k += block_k, divergence.m += block_m, divergence.x += block_x;
+  divergence.v += path == Path::far ? v.value() : block_k + block_m + block_x;
 }
 
 // The divergence of one row, block by block: its frames follow the maxima, its formulas the range of d.
@@ -173,25 +175,36 @@ struct KlRow {
   double placed_at = -kInfinity;  // old maximum when the frames were placed
   double new_max = -kInfinity, old_max = -kInfinity, old_min = kInfinity;
   double difference_min = kInfinity, difference_max = -kInfinity;
+  bool far = false;
 
-  // Adds the exponentials of the new logits to `softmax`, too.
-  void add(const S* s, const S* t, int n, const Extremes& block, S new_base, S old_base, Softmax& softmax) {
-    const double base = double(new_base) - old_base;
-    difference_min = std::min(difference_min, block.difference_min + base);
-    difference_max = std::max(difference_max, block.difference_max + base);
+  void add(const S* s, const S* t, int n, const Extremes& block) {
     new_max = std::max(new_max, block.new_max);
     old_max = std::max(old_max, block.old_max);
     old_min = std::min(old_min, block.old_min);
     const double old_to = old_max == -kInfinity ? 0 : old_max;
     if (!(old_to - placed_at <= temperature)) {  // never placed, or most of the mass is in this block
-      placement = place<V>(s, t, n, block, new_base, old_base, inverse);
+      placement = place<V>(s, t, n, block.old_max, inverse);
       placed_at = old_max;
     }
     move(old_to);
-    // for all classes so far: the frames of the last block are the row's
-    const Path path = choose_path(difference_min, difference_max, old_min, sums.new_frame, sums.old_frame, temperature);
+    // For all classes so far: the frames of the last block are the row's. Bounds of the differences come for free, and
+    // do at large temperatures; the differences themselves are looked at where they can still change the formulas.
+    Differences range{block.new_min - block.old_max, block.new_max - block.old_min};
+    Path path = path_with(range);
+    if (path != Path::calm && !far) {
+      range = differences<V>(s, t, n);
+      path = path_with(range);
+    }
+    difference_min = std::min(difference_min, range.min);
+    difference_max = std::max(difference_max, range.max);
+    far = path == Path::far;
     with_formula(path, placement.rounding,
-                 [&](auto formula) { sum_block<decltype(formula), V>(s, t, n, inverse, softmax, sums); });
+                 [&](auto formula) { add_divergence<decltype(formula), V>(s, t, n, inverse, sums); });
+  }
+
+  Path path_with(const Differences& range) const {
+    return choose_path(std::min(difference_min, range.min), std::max(difference_max, range.max), old_min,
+                       sums.new_frame, sums.old_frame, temperature);
   }
 
   void move(double old_to) {
@@ -206,7 +219,7 @@ struct KlRow {
 
   void to(RowPart& part) const {
     part.divergence = sums;
-    part.direct = placement.rounding == Rounding::direct;
+    part.rounding = int(placement.rounding);
     part.old_max = old_max, part.old_min = old_min;
     part.difference_min = difference_min, part.difference_max = difference_max;
   }

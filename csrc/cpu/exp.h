@@ -11,7 +11,7 @@ namespace {
 GF_INLINE double fma(double a, double b, double c) { return a * b + c; }
 GF_INLINE Floats fma(Floats a, Floats b, float c) { return fma(a, b, Floats{} + c); }
 
-#if defined(GF_TABLE)
+#if defined(GF_POWERS)
 // 2^(k/kTable) rounded to float32, and what the rounding lost, relative to it. The bits are lowered by what adding k,
 // shifted as below, raises them.
 struct Powers {
@@ -38,7 +38,7 @@ alignas(64) constexpr Powers kPowersOf2 = powers();
 
 // exp(x) for x <= 88, relative error below 1.5 * 2^-24; 0 below -87 (no subnormals), NaN for NaN, 1 for 0.
 GF_INLINE Floats exponential(Floats x) {
-#if defined(GF_TABLE)
+#if defined(GF_POWERS)
   // exp(x) = 2^n * exp(r), n a multiple of 1 / kTable: a cubic is enough for so small an r.
   constexpr float kRound = 0x1.8p23f / kTable;  // adding it rounds to such a multiple, kept in the low mantissa bits
   const Floats shifted = fma(x, Floats{} + 1.44269504f, kRound);

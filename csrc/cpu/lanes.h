@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/exp.h"
 #include "cpu/simd.h"
@@ -54,11 +55,11 @@ struct Sum {
   static constexpr int kHalf = kLanes<V> / 2;
   using Wide = Lanes<double, kHalf>;
   Wide low{}, high{};
-  GF_INLINE void add(V part) {
-    ScalarOf<V> lanes[kLanes<V>];
-    store(lanes, part);
-    low += __builtin_convertvector((load<Lanes<float, kHalf>>(lanes)), Wide);
-    high += __builtin_convertvector((load<Lanes<float, kHalf>>(lanes + kHalf)), Wide);
+  GF_INLINE void add(V part) { add(part, std::make_integer_sequence<int, kHalf>{}); }
+  template <int... i>  // shuffles, not memory: the compiler would keep the part there through the whole loop
+  GF_INLINE void add(V part, std::integer_sequence<int, i...>) {
+    low += __builtin_convertvector(__builtin_shufflevector(part, part, i...), Wide);
+    high += __builtin_convertvector(__builtin_shufflevector(part, part, (i + kHalf)...), Wide);
   }
   double value() const {
     const Wide both = low + high;
@@ -78,17 +79,17 @@ template <bool b>
 using Flag = std::bool_constant<b>;
 
 // body(j, Flag<true>) for whole vectors, body(j, Flag<false>) for a last one of fewer lanes; after_group() every
-// kGroup.
+// kGroup. Each is called at one place, so that it is inlined and the sums stay in registers.
 template <class V, class Body, class AfterGroup>
 GF_INLINE void for_vectors(int n, Body&& body, AfterGroup&& after_group) {
   const int whole = n - n % kLanes<V>;
-  for (int j = 0; j < whole;) {
-    const int end = std::min(whole, j + kGroup * kLanes<V>);
-    for (; j < end; j += kLanes<V>) body(j, Flag<true>{});
-    after_group();
-  }
-  if (whole < n) {
-    body(whole, Flag<false>{});
+  for (int j = 0; j < n;) {
+    if (j < whole) {
+      for (const int end = std::min(whole, j + kGroup * kLanes<V>); j < end; j += kLanes<V>) body(j, Flag<true>{});
+    } else {
+      body(j, Flag<false>{});
+      j = n;
+    }
     after_group();
   }
 }

@@ -80,7 +80,7 @@ GF_INLINE Floats fma_from(float least, Floats x, Floats a, Floats b, Floats c) {
 
 // Where one instruction looks a register's lanes up in another register: how many 32-bit entries that one holds.
 #if defined(GF_AVX512) || defined(GF_AVX2)
-#define GF_TABLE
+#define GF_POWERS
 constexpr int kTable = kFloats;
 GF_INLINE Words pick(const uint32_t* table, Words index) {  // table[index % kTable]
   const Words entries = load<Words>(table);

@@ -112,7 +112,7 @@ struct Divergence {
 struct RowPart {
   Softmax softmax;             // of the new logits at temperature 1; its frame is their maximum
   Divergence divergence;       // kl only; over the classes that have an old logit, as are the next five
-  double direct = 0;           // whether most of the old mass is in a part that formed d from new - old
+  double rounding = 0;         // how the kernel formed d where most of the old mass is
   double squares = 0;          // sum of (|new - old| - margin, at least 0)^2, not for kl
   double compared = 0;         // number of their finite old logits
   double old_max = -INFINITY;  // of the old logits
@@ -129,7 +129,7 @@ struct RowPart {
   GF_HD void merge(const RowPart& other, double temperature) {
     softmax.merge(other.softmax);
     const double own = divergence.mass_at(other.divergence, temperature);
-    if (other.divergence.k > own) direct = other.direct;
+    if (other.divergence.k > own) rounding = other.rounding;
     divergence.merge(other.divergence, temperature);
     squares += other.squares, compared += other.compared, total += other.total;
     raise(old_max, other.old_max), raise(difference_max, other.difference_max);
@@ -197,7 +197,8 @@ struct RowStatistics {
   double ratio_minus_1;  // V/K - 1
   double cross_entropy;  // factor of the cross-entropy's gradient, 0 for an ignored row
   double distillation;   // factor of the divergence's gradient, 0 where there is none
-  double path;           // 2 * Path, and 1 if d is formed from the logits' distances to their frames
+  double path;           // Path
+  double rounding;       // RowPart::rounding
 };
 constexpr int kRowStatistics = sizeof(RowStatistics) / sizeof(double);
 
@@ -230,7 +231,8 @@ GF_HD inline double finish_row(const RowPart& row, const LossRule& rule, double 
   out.ratio_minus_1 = row.divergence.ratio_minus_1();
   const Path path =
       choose_path(row.difference_min, row.difference_max, row.old_min, out.new_frame, out.old_frame, rule.temperature);
-  out.path = 2 * int(path) + (row.direct == 0);
+  out.path = int(path);
+  out.rounding = row.rounding;
   return loss + factor * (rule.temperature * rule.temperature * row.divergence.kl());
 }
 
