@@ -24,8 +24,9 @@ _MARGIN_TYPES = {"cosine": 0, "arc": 1}
 
 # Logits of a block, unless workspace_bytes is less: they and the block's weights stay in the cache from product to
 # product. Measured at 256 rows, width 256 (2 x 1 MiB of L2, 32 MiB of L3): 512 to 4,096 classes a block are equal
-# within 4 %, 8,192 takes 6 % longer, 16,384 (16 MiB) 10 %.
-_BLOCK_BYTES = 2 << 20
+# within 4 %, 8,192 takes 6 % longer, 16,384 (16 MiB) 10 %. The largest of the equal ones: each block ends in barriers
+# between threads, which cost a scheduler's time slice each where other processes want the same cores.
+_BLOCK_BYTES = 4 << 20
 _SHORTEST_BLOCK = 512  # classes: below, products lose their speed
 _SMALLEST_ANGLE = 1e-8  # below, float64 no longer knows the direction from a feature to its class
 
