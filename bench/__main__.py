@@ -15,10 +15,10 @@ from rich.table import Table
 
 from graceful_fast import __version__, _ops
 
-from . import bench_distill, bench_flips, bench_scan
+from . import bench_distill, bench_flips, bench_influence, bench_scan
 from .contest import Contest
 
-OPS = {"distill": bench_distill, "scan": bench_scan, "flips": bench_flips}
+OPS = {"distill": bench_distill, "influence": bench_influence, "scan": bench_scan, "flips": bench_flips}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -35,6 +35,11 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "Tensor statistics, Tensor? new_column, Tensor? old_column, int first_class, int classes, int divergence, "
       "float margin, bool exclude_target, float temperature, int ignore_index, float label_smoothing) -> ()");
 
+  // A block of an online softmax, in place: products -> exponentials; statistics: cpu/influence.h.
+  m.def(
+      "influence(Tensor(a!) logits, Tensor(b!) statistics, Tensor target, Tensor? factor, Tensor? bias, "
+      "int first_class) -> Tensor shrink");
+
   // The k best gallery rows of each query. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
   m.def(
       "scan_collect(Tensor queries, Tensor gallery, int k, int metric, Tensor? query_ids, Tensor? gallery_ids, "

@@ -13,6 +13,7 @@ _HOME = {
     "FocalDistillationLoss": "losses",
     "influence_loss": "losses",
     "InfluenceLoss": "losses",
+    "global_count": "_ranks",
     "knn": "search",
     "Neighbors": "search",
     "count_flips": "flips",
@@ -25,6 +26,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from ._ranks import global_count
     from .flip_metrics import NegativeFlipRate, RelativeNegativeFlipRate
     from .flips import FlipCounts, count_flips
     from .losses import FocalDistillationLoss, InfluenceLoss, focal_distillation_loss, influence_loss

@@ -239,6 +239,34 @@ def distill_backward_(
     return new_logits
 
 
+# --- influence --------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("graceful_fast::influence")
+def _influence_fake(
+    logits: torch.Tensor,
+    statistics: torch.Tensor,
+    target: torch.Tensor,
+    factor: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    first_class: int,
+) -> torch.Tensor:
+    return logits.new_empty((logits.shape[0], 1))
+
+
+def influence(
+    logits: torch.Tensor,
+    statistics: torch.Tensor,
+    target: torch.Tensor,
+    factor: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    first_class: int,
+) -> torch.Tensor:
+    """Raises the (B, 2) statistics by a block of CPU products and turns it into exponentials; see cpu/influence.h."""
+    shrink: torch.Tensor = _ops.influence.default(logits, statistics, target, factor, bias, first_class)
+    return shrink
+
+
 # --- scan -------------------------------------------------------------------------------------------------------------
 
 METRICS = {"ip": 0, "l2": 1, "cosine": 2}

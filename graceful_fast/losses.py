@@ -1,17 +1,23 @@
 """Losses that fit a new model to what the old one left behind: functions and their nn.Module forms."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import _ops
-from ._influence import FrozenHeadCrossEntropy
+from ._influence import (
+    FrozenHeadCrossEntropy,
+    MarginType,
+    Options,
+    check_classes,
+    check_influence_options,
+    known_target,
+)
 from ._loss_options import (
     Divergence,
     Focus,
     Reduction,
     check_count,
-    check_options,
     check_target,
     check_tensor,
     focal_weights,
@@ -20,6 +26,9 @@ from ._loss_options import (
     unit_stride,
     wrong_shape,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def focal_distillation_loss(
@@ -148,27 +157,55 @@ def influence_loss(
     old_bias: torch.Tensor | None = None,
     scale: float = 1.0,
     normalize: bool = False,
+    margin: float = 0.0,
+    margin_type: MarginType = "cosine",
+    class_map: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    count: float | torch.Tensor | None = None,
+    group: "ProcessGroup | None" = None,
+    first_class: int = 0,
     workspace_bytes: int = 16 << 20,
 ) -> torch.Tensor:
     r"""Cross-entropy of the new features through the frozen old classifier (backward-compatible training).
 
     ``CE(scale * (features[:, :D] @ old_weight.T + old_bias), target)``, where `normalize` divides features (their
-    first D columns) and rows of `old_weight` by their Euclidean lengths. The head is walked over in blocks of classes
-    with an online softmax: logits of all classes are never held, and the (B, D) gradient comes out of the same walk.
+    first D columns) and rows of `old_weight` by their Euclidean lengths: products become cosines. `margin` then makes
+    the target's cosine, of angle t, harder:
+
+    * ``"cosine"`` (CosFace): ``cos(t) - margin``;
+    * ``"arc"`` (ArcFace): ``cos(t + margin)`` where ``t + margin <= pi``, else ``cos(t) - margin * sin(margin)``,
+      which goes on falling (with a step at the seam). Its gradient is taken to be 0 at t = 0, where it has a kink.
+
+    The head is walked over in blocks of classes with an online softmax: logits of all classes are never held, and the
+    (B, D) gradient comes out of the same walk. The target's logit is computed in float64.
+
+    Where the old model never knew a row's class, the row has no influence term. The share of a batch that has one
+    varies from batch to batch, and with it the weight of a row under "mean"; with a `class_map` it is
+    ``(class_map[target] >= 0).float().mean()``, and `count` fixes the divisor.
 
     Args:
         features: (B, D_new) float32, float64, bfloat16 or float16, D_new >= D; its first D columns are used.
-        old_weight: (C, D) of any of these dtypes. Frozen: gets no gradient.
-        target: (B,) int64, classes of the old head, or `ignore_index` for those that it never knew.
-        old_bias: (C,), or None.
+        old_weight: (C, D) of any of these dtypes. Frozen: gets no gradient. With `group`, this rank's classes of it.
+        target: (B,) int64, classes of the old head (of the new one, with `class_map`), or `ignore_index`.
+        old_bias: (C,), or None; added to cosines, too. With `group`, this rank's classes of it.
         scale: Factor of the logits.
         normalize: Cosines in place of products.
+        margin: At least 0, finite, below pi for "arc"; needs `normalize` unless 0.
+        margin_type: "cosine" or "arc".
+        class_map: (C_new,) int64: the old head's class for each new class, -1 where the old model never knew it;
+            such rows are treated as ignored ones. `ignore_index` is compared with `target` as given.
         label_smoothing: Share of the uniform distribution in the target, 0 to 1.
         ignore_index: Rows with this target give no loss and no gradient and are not counted.
         reduction: "mean" over the rows not ignored (0 if there are none), "sum", or "none".
+        count: Divisor of the mean in place of the number of rows not ignored: a positive number or a tensor of shape
+            (), for gradient accumulation and, from `global_count`, for DistributedDataParallel.
+        group: The classes are sharded over the ranks of this process group: each holds the rows `first_class`,
+            `first_class` + 1, ... of the head, at least one. Features, targets and options are the same on all ranks;
+            targets and `class_map` are numbers in the full head. The loss and the gradient of the features are the
+            whole head's, on every rank; one collective forward and one backward.
+        first_class: With `group`, the number of this rank's first class.
         workspace_bytes: Bound of a block's logits (and of a copy of its weights where one is needed).
 
     Returns:
@@ -176,11 +213,13 @@ def influence_loss(
 
     Raises:
         TypeError: An argument of a wrong type or dtype.
-        ValueError: A shape or an option that is not as above; features narrower than `old_weight`.
+        ValueError: A shape or an option that is not as above; features narrower than `old_weight`; an entry of
+            `class_map` outside -1..C-1 (CPU); shards that do not cover 0..C-1 once (CPU).
         IndexError: A target outside 0..C-1 (CPU; on CUDA the row is NaN).
 
     Source:
-        Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, eq. 4.
+        Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, eq. 4. Margins: Wang et al.,
+        CosFace, CVPR 2018, eq. 4; Deng et al., ArcFace, CVPR 2019, eq. 3.
 
     Example:
         >>> import torch, graceful_fast as gf
@@ -191,50 +230,61 @@ def influence_loss(
         >>> loss.backward()
         >>> features.grad.shape
         torch.Size([2, 4])
+        >>> class_map = torch.tensor([2, -1, 0, 1])  # new class 1 is new
+        >>> target = torch.tensor([2, 1])
+        >>> options = {"normalize": True, "scale": 16.0, "margin": 0.3, "margin_type": "arc", "class_map": class_map}
+        >>> f"{gf.influence_loss(features, torch.eye(3), target, **options):.2e}"
+        '4.60e-07'
+        >>> (class_map[target] >= 0).float().mean()
+        tensor(0.5000)
         >>> gf.influence_loss(features, torch.ones(3, 5), torch.tensor([0, 1]))
         Traceback (most recent call last):
         ValueError: features: expected at least 5 columns as old_weight, got 4
     """
     _check_head(features, old_weight, old_bias, target)
-    check_options(1.0, label_smoothing, reduction)
-    if workspace_bytes <= 0:
-        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
-    counted = target != ignore_index
-    wrong = counted & ((target < 0) | (target >= len(old_weight)))
-    if features.device.type == "cpu" and not torch.compiler.is_compiling() and bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise IndexError(f"target: expected 0 <= target < {len(old_weight)}, got {int(target[row])} at row {row}")
+    options = Options(
+        scale, normalize, margin, margin_type, label_smoothing, reduction == "none", workspace_bytes, group, first_class
+    )
+    check_influence_options(options, reduction, class_map, count)
+    known = known_target(target, class_map, ignore_index, len(old_weight) if group is None else None)
+    if group is None:
+        check_classes(known, class_map, len(old_weight))
+    counted = known >= 0
     factor = counted.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
-    factor = factor.masked_fill(wrong, torch.nan)
     if reduction == "mean":
-        factor = factor / counted.sum().clamp(min=1)
+        factor = factor / (counted.sum().clamp(min=1) if count is None else count)
     loss: torch.Tensor = FrozenHeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
         features,
         old_weight.detach(),
         None if old_bias is None else old_bias.detach(),
-        target.where(counted & ~wrong, 0),
+        known,
         factor,
-        (scale, normalize, label_smoothing, reduction == "none", workspace_bytes),
+        class_map,
+        options,
     )
     return loss
 
 
 def _check_head(features: Any, weight: Any, bias: Any, target: Any) -> None:
     check_tensor(features, "features")
-    check_tensor(weight, "old_weight")
     if features.dim() != 2:
         wrong_shape("features", "(batch, width)", features)
-    if weight.dim() != 2 or not len(weight):
-        wrong_shape("old_weight", "(classes, width), at least one class", weight)
+    _check_old(weight, bias)
     if features.shape[1] < weight.shape[1]:
         raise ValueError(
             f"features: expected at least {weight.shape[1]} columns as old_weight, got {features.shape[1]}"
         )
+    check_target(target, len(features), features)
+
+
+def _check_old(weight: Any, bias: Any) -> None:
+    check_tensor(weight, "old_weight")
+    if weight.dim() != 2 or not len(weight):
+        wrong_shape("old_weight", "(classes, width), at least one class", weight)
     if bias is not None:
         check_tensor(bias, "old_bias")
         if bias.shape != (len(weight),):
             wrong_shape("old_bias", f"({len(weight)},)", bias)
-    check_target(target, len(features), features)
 
 
 class FocalDistillationLoss(torch.nn.Module):
@@ -306,7 +356,7 @@ class FocalDistillationLoss(torch.nn.Module):
 
 
 class InfluenceLoss(torch.nn.Module):
-    """`influence_loss` through one old head: ``loss(features, target)``. The head is a buffer, not trained.
+    """`influence_loss` through one old head: ``loss(features, target)``. Head and class map are buffers, not trained.
 
     Example:
         >>> import torch, graceful_fast as gf
@@ -317,6 +367,7 @@ class InfluenceLoss(torch.nn.Module):
 
     old_weight: torch.Tensor
     old_bias: torch.Tensor | None
+    class_map: torch.Tensor | None
 
     def __init__(
         self,
@@ -325,30 +376,63 @@ class InfluenceLoss(torch.nn.Module):
         old_bias: torch.Tensor | None = None,
         scale: float = 1.0,
         normalize: bool = False,
+        margin: float = 0.0,
+        margin_type: MarginType = "cosine",
+        class_map: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        group: "ProcessGroup | None" = None,
+        first_class: int = 0,
         workspace_bytes: int = 16 << 20,
     ) -> None:
         super().__init__()
-        check_tensor(old_weight, "old_weight")
-        check_options(1.0, label_smoothing, reduction)
+        _check_old(old_weight, old_bias)
+        walk = Options(
+            scale,
+            normalize,
+            margin,
+            margin_type,
+            label_smoothing,
+            reduction == "none",
+            workspace_bytes,
+            group,
+            first_class,
+        )
+        check_influence_options(walk, reduction, class_map, None)
+        if group is None:
+            check_classes(None, class_map, len(old_weight))
         self.register_buffer("old_weight", old_weight.detach())
         self.register_buffer("old_bias", None if old_bias is None else old_bias.detach())
+        self.register_buffer("class_map", class_map)
         self.options: dict[str, Any] = {
             "scale": scale,
             "normalize": normalize,
+            "margin": margin,
+            "margin_type": margin_type,
             "label_smoothing": label_smoothing,
             "ignore_index": ignore_index,
             "reduction": reduction,
             "workspace_bytes": workspace_bytes,
         }
+        if group is not None:
+            self.options |= {"group": group, "first_class": first_class}
 
-    def forward(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features: torch.Tensor, target: torch.Tensor, *, count: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `influence_loss`."""
-        return influence_loss(features, self.old_weight, target, old_bias=self.old_bias, **self.options)
+        return influence_loss(
+            features,
+            self.old_weight,
+            target,
+            old_bias=self.old_bias,
+            class_map=self.class_map,
+            count=count,
+            **self.options,
+        )
 
     def extra_repr(self) -> str:
         """The head's shape and the options."""
         head = f"classes={self.old_weight.shape[0]}, width={self.old_weight.shape[1]}"
-        return ", ".join([head, *(f"{name}={value!r}" for name, value in self.options.items())])
+        return ", ".join([head, *(f"{name}={value!r}" for name, value in self.options.items() if name != "group")])

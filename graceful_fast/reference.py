@@ -120,20 +120,43 @@ def influence_loss(
     old_bias: torch.Tensor | None = None,
     scale: float = 1.0,
     normalize: bool = False,
+    margin: float = 0.0,
+    margin_type: Literal["cosine", "arc"] = "cosine",
+    class_map: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    count: float | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equivalent to graceful_fast.influence_loss, in the features' own precision: use float64."""
+    counted = target != ignore_index
+    label = target.where(counted, 0)
+    if class_map is not None:
+        counted = counted & (class_map[label] >= 0)
+        label = class_map[label].where(counted, 0)
     features = features[:, : old_weight.shape[1]]
     weight = old_weight.detach().to(features.dtype)
     if normalize:
         features, weight = F.normalize(features), F.normalize(weight)
-    logits = F.linear(features, weight, None if old_bias is None else old_bias.detach().to(features.dtype)) * scale
-    rows = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index)
+    logits = features @ weight.T
+    if margin:
+        own = logits.gather(1, label[:, None])
+        logits = logits.scatter(1, label[:, None], _with_margin(own, margin, margin_type))
+    if old_bias is not None:
+        logits = logits + old_bias.detach().to(features.dtype)
+    rows = F.cross_entropy(
+        logits * scale, label.where(counted, -1), reduction="none", label_smoothing=label_smoothing, ignore_index=-1
+    )
     if reduction == "none":
         return rows
-    return rows.sum() / ((target != ignore_index).sum().clamp(min=1) if reduction == "mean" else 1)
+    return rows.sum() / ((counted.sum().clamp(min=1) if count is None else count) if reduction == "mean" else 1)
+
+
+def _with_margin(cosine: torch.Tensor, margin: float, margin_type: str) -> torch.Tensor:
+    if margin_type == "cosine":
+        return cosine - margin
+    angle = cosine.clamp(-1, 1).acos() + margin
+    return angle.cos().where(angle <= np.pi, cosine - margin * np.sin(margin))
 
 
 # --- flips ------------------------------------------------------------------------------------------------------------

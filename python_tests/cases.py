@@ -211,6 +211,11 @@ DISTILL_CASES = [
 ]
 
 
+# --- influence --------------------------------------------------------------------------------------------------------
+
+# What bench/ times: rows, width, classes, the largest first.
+INFLUENCE_TIMED = ((256, 256, 200_000), (64, 128, 10_000))
+
 # --- flips: pairs of score matrices with their labels ---------------------------------------------------------------
 
 
