@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _HOME = {
     "focal_distillation_loss": "losses",
     "FocalDistillationLoss": "losses",
+    "linear_focal_distillation_loss": "linear_losses",
+    "LinearFocalDistillationLoss": "linear_losses",
     "influence_loss": "losses",
     "InfluenceLoss": "losses",
     "global_count": "_ranks",
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ._ranks import global_count
     from .flip_metrics import NegativeFlipRate, RelativeNegativeFlipRate
     from .flips import FlipCounts, count_flips
+    from .linear_losses import LinearFocalDistillationLoss, linear_focal_distillation_loss
     from .losses import FocalDistillationLoss, InfluenceLoss, focal_distillation_loss, influence_loss
     from .search import Neighbors, knn
     from .update.report import UpdateReport, compare_classifiers

@@ -165,6 +165,22 @@ def distill(
     return loss
 
 
+def distill_forward(
+    new_logits: torch.Tensor,
+    old_logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    columns: Columns,
+    distance: Distance,
+    total: Total,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and statistics, without autograd."""
+    out: tuple[torch.Tensor, torch.Tensor] = _ops.distill_forward.default(
+        new_logits, old_logits, target, weight, *columns, *distance, *total
+    )
+    return out
+
+
 def distill_accumulate(
     parts: torch.Tensor | None,
     new_logits: torch.Tensor,

@@ -78,12 +78,12 @@ struct ForwardRow {
 
   explicit ForwardRow(const DistillRows& rows) : rows(rows) {}  // leaves the buffers as they are
 
-  // The distance of classes that both models know, the target at `target_at`.
+  // The distance of classes that both models know. target_at: the target's place among them, or where it would be.
   void compare(const S* s, const S* t, int n, const Extremes& block, int64_t target_at) {
     see_before<V>(t, n, target_at, block.old_max, part.old_before);
     if (rows.kind == DivergenceKind::kl) return divergence.add(s, t, n, block);
     part.old_max = std::max(part.old_max, block.old_max);
-    if (rows.exclude_target && target_at >= 0 && target_at < n) {
+    if (rows.exclude_target && part.known != 0 && target_at >= 0 && target_at < n) {
       t = without_target(s, t, n, target_at, part, without);
     }
     add_squares<V>(s, t, n, S(rows.margin), part);
