@@ -31,6 +31,9 @@ double* rows_of(const Tensor& tensor, const char* name, int64_t n, int64_t colum
 // T^2 KL is at its limits beyond, and these bounds keep 1/T and the squares of (logit differences)/T normal in float32.
 double within_range(double temperature) { return std::clamp(temperature, 0x1p-120, 0x1p48); }
 
+// Gradients from this size on are written past the caches: what is read next would be gone from them anyway.
+constexpr size_t kPastCaches = size_t{32} << 20;
+
 // 2^14 classes a task: some tens of microseconds, far above the cost of handing it to a thread.
 int64_t grain(int64_t classes) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, classes)); }
 
@@ -269,7 +272,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& new_logits, const Tenso
   const int64_t n = target.numel(), classes = params.rows.new_logits.columns;
   Tensor result = large_empty({n, classes}, new_logits.scalar_type(), new_logits.element_size());
   params.gradient = result.mutable_data_ptr();
-  params.gradient_stride = params.classes = classes;
+  params.gradient_stride = classes;
+  params.classes = double(classes);
+  params.past_caches = size_t(n * classes) * new_logits.element_size() >= kPastCaches;
   params.label_smoothing = label_smoothing;
   gradient(params, grad_output, statistics, params.rows.new_logits.type == Element::float64);
   return result;
@@ -286,7 +291,7 @@ void backward_in_place(const Tensor& grad_output, const Tensor& new_logits, cons
                           exclude_target, temperature, ignore_index);
   params.gradient = new_logits.mutable_data_ptr();
   params.gradient_stride = params.rows.new_logits.row_stride;
-  params.classes = classes;
+  params.classes = double(classes);
   params.label_smoothing = label_smoothing;
   gradient(params, grad_output, statistics, params.rows.new_logits.type == Element::float64);
 }

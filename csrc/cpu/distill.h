@@ -37,6 +37,7 @@ struct DistillBackward {
   int64_t grad_output_stride;       // elements; 0 for one number
   void* gradient;                   // [B, columns] out, of the new logits' type; may be the new logits themselves
   int64_t gradient_stride;          // elements
+  bool past_caches;                 // the gradient is too large to be found in a cache by whoever reads it
   double label_smoothing, classes;  // classes of the whole row
 };
 

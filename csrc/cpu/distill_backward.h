@@ -15,7 +15,8 @@ struct Factors {
 };
 
 template <class Formula, class V, class S>
-void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S inverse, S* out) {
+void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S inverse, S* out,
+                    bool streamed) {
   const Frames<S> frames(row.new_max, row.new_frame, row.old_frame, inverse);
   const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
   for_vectors<V>(n, [&](int j, auto whole) {
@@ -27,15 +28,15 @@ void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, con
       const V size = d < V{} ? -d : d;
       part = size <= splat<V>(kSmall) ? part : exponential((sj - frames.new_frame) * inverse) * v - w * k;
     }
-    put<V, whole>(out, fma(exponential(sj - frames.new_max), splat<V>(e), part - smooth), j, n);
+    put<V, whole>(out, fma(exponential(sj - frames.new_max), splat<V>(e), part - smooth), j, n, streamed);
   });
 }
 
 template <class V, class S>
-void gradient_block(const S* s, int n, const RowStatistics& row, const Factors& f, S* out) {
+void gradient_block(const S* s, int n, const RowStatistics& row, const Factors& f, S* out, bool streamed) {
   const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
   for_vectors<V>(n, [&](int j, auto whole) {
-    put<V, whole>(out, exponential(get<V, whole>(s, j, n) - new_max) * e - smooth, j, n);
+    put<V, whole>(out, exponential(get<V, whole>(s, j, n) - new_max) * e - smooth, j, n, streamed);
   });
 }
 
@@ -69,11 +70,12 @@ struct BackwardRow {
   // of the squared differences: their mean is halved for `logits` and not for `ldi`
   const double slope = factor_d / row.old_sum * (params.rows.kind == DivergenceKind::logits ? 1 : 2);
 
-  void new_only(const S* s, int n, S* out) const { gradient_block<V>(s, n, row, f, out); }
-  void shared(const S* s, const S* t, int n, S* out) const {
+  void new_only(const S* s, int n, S* out, bool streamed) const { gradient_block<V>(s, n, row, f, out, streamed); }
+  void shared(const S* s, const S* t, int n, S* out, bool streamed) const {
     if (kl) {
-      with_formula(path, rounding,
-                   [&](auto formula) { gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out); });
+      with_formula(path, rounding, [&](auto formula) {
+        gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out, streamed);
+      });
     } else {
       gradient_block<V>(s, t, n, row, f, S(params.rows.margin), slope, out);
     }
@@ -133,24 +135,24 @@ void backward_row(const DistillBackward& params, int64_t i) {
     const int n = pairs.block(start);
     const S* s = new_row.block(start, n, new_buffer);
     const auto shared = factor_d != 0 ? pairs.in(start, n) : Pairs::Range{0, 0};
-    S* out;
+    S* out = out_buffer;
+    bool streamed = false;
     if constexpr (std::is_same_v<S, Out>) {
       out = gradient + start;
-    } else {
-      out = out_buffer;
+      streamed = params.past_caches && sizeof(V) > sizeof(S) && reinterpret_cast<uintptr_t>(out) % sizeof(V) == 0;
     }
     if (shared.n > 0 && !rows.new_column) {
-      row.shared(s, old_row.block(start, n, old_buffer), n, out);
+      row.shared(s, old_row.block(start, n, old_buffer), n, out, streamed);
     } else if (shared.n > 0) {
       // first what the gradient overwrites where it may
       pairs.gather(new_row, rows.new_column, shared, gathered);
       pairs.gather(old_row, rows.old_column, shared, old_buffer);
-      row.new_only(s, n, out);
+      row.new_only(s, n, out, false);
       S with_distance[kBlock];
-      row.shared(gathered, old_buffer, shared.n, with_distance);
+      row.shared(gathered, old_buffer, shared.n, with_distance, false);
       for (int j = 0; j < shared.n; ++j) out[rows.new_column[shared.begin + j] - start] = with_distance[j];
     } else {
-      row.new_only(s, n, out);
+      row.new_only(s, n, out, streamed);
     }
     if constexpr (!std::is_same_v<S, Out>) {
       narrow_block(out_buffer, n, gradient + start);

@@ -62,10 +62,12 @@ struct Sum {
     high += __builtin_convertvector(__builtin_shufflevector(part, part, (i + kHalf)...), Wide);
   }
   double value() const {
-    const Wide both = low + high;
-    double total = 0;
-    for (int i = 0; i < kHalf; ++i) total += both[i];
-    return total;
+    double lanes[kHalf];
+    store(lanes, low + high);
+    for (int width = kHalf / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
   }
 };
 template <>
@@ -98,10 +100,19 @@ GF_INLINE void for_vectors(int n, Body&& body) {
   for_vectors<V>(n, body, [] {});
 }
 
+#if defined(GF_AVX512)
+GF_INLINE __mmask16 first_lanes(int count) { return __mmask16((1u << count) - 1); }
+#endif
+
 // Lanes past the end of a block repeat its last class, so that maxima hold; `kept` keeps them out of sums.
 template <class V, bool whole, class T>
 GF_INLINE V get(const T* block, int j, int n) {
   if constexpr (whole) return load<V>(block + j);
+#if defined(GF_AVX512)
+  if constexpr (std::is_same_v<V, Floats>) {
+    return (V)_mm512_mask_loadu_ps((__m512)splat<V>(block[n - 1]), first_lanes(n - j), block + j);
+  }
+#endif
   T lanes[kLanes<V>];
   for (int i = 0; i < kLanes<V>; ++i) lanes[i] = block[std::min(j + i, n - 1)];
   return load<V>(lanes);
@@ -115,9 +126,16 @@ GF_INLINE V kept(V value, int j, int n) {
   index = load<V>(lanes);
   return index < splat<V>(n - j) ? value : V{};
 }
+// streamed: past the caches, to an address that is a multiple of the vector's size
 template <class V, bool whole, class T>
-GF_INLINE void put(T* block, V value, int j, int n) {
-  if constexpr (whole) return store(block + j, value);
+GF_INLINE void put(T* block, V value, int j, int n, bool streamed = false) {
+  if constexpr (whole) {
+    if (streamed) return stream(block + j, value);
+    return store(block + j, value);
+  }
+#if defined(GF_AVX512)
+  if constexpr (std::is_same_v<V, Floats>) return _mm512_mask_storeu_ps(block + j, first_lanes(n - j), (__m512)value);
+#endif
   T lanes[kLanes<V>];
   store(lanes, value);
   for (int i = 0; j + i < n; ++i) block[j + i] = lanes[i];

@@ -55,6 +55,25 @@ GF_INLINE void store(T* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// A store that leaves the caches alone, to an address that is a multiple of the vector's size; plain where there is
+// none. `fence` after the last one.
+template <class V, class T>
+GF_INLINE void stream(T* to, V v) {
+#if defined(GF_AVX512)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)v);
+#elif defined(GF_AVX2)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)v);
+#elif defined(GF_SSE)
+  if constexpr (sizeof(V) == 16) return _mm_stream_ps(reinterpret_cast<float*>(to), (__m128)v);
+#endif
+  store(to, v);
+}
+GF_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // a * b + c, fused where the machine has it (the build has -ffp-contract=off, so only this says fma).
 GF_INLINE Floats fma(Floats a, Floats b, Floats c) {
 #if defined(GF_AVX512)
