@@ -15,10 +15,16 @@ from rich.table import Table
 
 from graceful_fast import __version__, _ops
 
-from . import bench_distill, bench_flips, bench_influence, bench_scan
+from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_scan
 from .contest import Contest
 
-OPS = {"distill": bench_distill, "influence": bench_influence, "scan": bench_scan, "flips": bench_flips}
+OPS = {
+    "distill": bench_distill,
+    "influence": bench_influence,
+    "linear": bench_linear,
+    "scan": bench_scan,
+    "flips": bench_flips,
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -53,15 +59,21 @@ def limits() -> list[Contest]:
     ]
 
 
+def megabytes(row: dict[str, Any]) -> str:
+    """What a call adds to the peak resident set, where it was measured."""
+    peak = row.get("peak_bytes")
+    return "" if peak is None else f"{peak / 1e6:.1f}"
+
+
 def markdown(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """The table as Markdown: ratio = median over the rounds of (time of the entry / time of ours)."""
     lines = ["# Ours beside its peers, ratios of one run", "", "Made by `make bench`: " + str(facts), ""]
-    lines += ["| op | case | entry | median s | rate | times ours |", "|---|---|---|---|---|---|"]
+    lines += ["| op | case | entry | median s | rate | times ours | peak MB |", "|---|---|---|---|---|---|---|"]
     for result in results:
         for name, row in result["entries"].items():
             lines.append(
                 f"| {result['op']} | {result['case']} | {name} | {row['seconds']['median']:.4g} "
-                f"| {row['rate'] / 1e9:.3g} G{result['unit']} | {row['ratio_to_ours']:.2f} |"
+                f"| {row['rate'] / 1e9:.3g} G{result['unit']} | {row['ratio_to_ours']:.2f} | {megabytes(row)} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -83,10 +95,11 @@ def main() -> None:
     for contest in contests:
         result = contest.run(options.rounds)
         results.append(result)
-        table = Table("entry", "median s", f"G{contest.unit}", "times ours", title=f"{contest.op}: {contest.case}")
+        columns = ("entry", "median s", f"G{contest.unit}", "times ours", "peak MB")
+        table = Table(*columns, title=f"{contest.op}: {contest.case}")
         for name, row in result["entries"].items():
             rate, ratio = row["rate"] / 1e9, row["ratio_to_ours"]
-            table.add_row(name, f"{row['seconds']['median']:.4g}", f"{rate:.3g}", f"{ratio:.2f}")
+            table.add_row(name, f"{row['seconds']['median']:.4g}", f"{rate:.3g}", f"{ratio:.2f}", megabytes(row))
         console.print(table)
     if options.quick and options.output is None:
         return

@@ -1,7 +1,5 @@
 """Influence loss, forward and backward to the features: ours, eager torch, torch.compile of the same; and memory."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,12 +10,16 @@ import graceful_fast as gf
 import graceful_fast.reference
 
 from .contest import Contest
+from .memory import peak_bytes
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def eager(features: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(features @ weight.T, target)
+
+
+LOSSES: dict[str, Loss] = {"graceful_fast": gf.influence_loss, "torch eager": eager}
 
 
 def inputs(rows: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,11 +43,7 @@ def contests(quick: bool = False) -> Iterator[Contest]:
 
 def contest(shape: tuple[int, int, int]) -> Contest:
     features, weight, target = inputs(*shape)
-    losses: dict[str, Loss] = {
-        "graceful_fast": gf.influence_loss,
-        "torch eager": eager,
-        "torch.compile": torch.compile(eager),
-    }
+    losses = LOSSES | {"torch.compile": torch.compile(eager)}
 
     def check() -> None:
         expected = step(gf.reference.influence_loss, features[:16].double(), weight.double(), target[:16])
@@ -54,33 +52,9 @@ def contest(shape: tuple[int, int, int]) -> Contest:
 
     entries = {name: (lambda loss=loss: step(loss, features, weight, target)) for name, loss in losses.items()}
     case = " x ".join(map(str, shape))
-    return Contest("influence", case, entries, check, 4.0 * shape[0] * shape[1] * shape[2], "op/s")
+    work = 4.0 * shape[0] * shape[1] * shape[2]
+    return Contest("influence", case, entries, check, work, "op/s", lambda name: _peak_bytes(name, shape))
 
 
-def peak_bytes(which: str, shape: tuple[int, int, int]) -> int:
-    """How much a step raises the peak resident set of a process of its own that has warmed up on a small shape."""
-    command = [sys.executable, "-m", "bench.bench_influence", which, *map(str, shape)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def main() -> None:
-    """Print the growth of this process's peak resident set in one step."""
-    which, *numbers = sys.argv[1:]
-    shape = int(numbers[0]), int(numbers[1]), int(numbers[2])
-    loss: Loss = gf.influence_loss if which == "graceful_fast" else eager
-    step(loss, *inputs(*shape[:2], 1000))
-    tensors = inputs(*shape)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts again at what is resident now
-    before = _peak()
-    step(loss, *tensors)
-    print(_peak() - before)
-
-
-def _peak() -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-
-
-if __name__ == "__main__":
-    main()
+def _peak_bytes(name: str, shape: tuple[int, int, int]) -> int | None:
+    return peak_bytes("bench_influence", name, shape) if name in LOSSES else None

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from . import bench_distill, bench_flips, bench_influence, bench_scan
+from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_scan
 from .contest import Contest
 
-CONTESTS = [
-    contest for op in (bench_distill, bench_influence, bench_scan, bench_flips) for contest in op.contests(quick=True)
-]
+OPS = (bench_distill, bench_influence, bench_linear, bench_scan, bench_flips)
+CONTESTS = [contest for op in OPS for contest in op.contests(quick=True)]
 
 
 @pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: f"{contest.op}-{contest.case}")

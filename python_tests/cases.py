@@ -215,6 +215,7 @@ DISTILL_CASES = [
 
 # What bench/ times: rows, width, classes, the largest first.
 INFLUENCE_TIMED = ((256, 256, 200_000), (64, 128, 10_000))
+LINEAR_TIMED = ((256, 256, 100_000), (64, 64, 2_000))
 
 # --- flips: pairs of score matrices with their labels ---------------------------------------------------------------
 
