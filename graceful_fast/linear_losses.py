@@ -19,6 +19,7 @@ from ._loss_options import (
     unit_stride,
     wrong_shape,
 )
+from .losses import FocalDistillationLoss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -118,8 +119,7 @@ def linear_focal_distillation_loss(
     """
     check_count(count, reduction)
     _ranks.check_shard(group, first_class)
-    if workspace_bytes <= 0:
-        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
+    _check_workspace(workspace_bytes)
     _check_head("features", features, "weight", weight, "bias", bias)
     check_target(target, len(features), features)
     teacher = _teacher(features, old_logits, old_features, old_weight, old_bias)
@@ -184,6 +184,11 @@ def _teacher(features: torch.Tensor, logits: Any, old_features: Any, weight: Any
     return Teacher(None, old_features.detach().to(dtype), weight.detach(), None if bias is None else bias.detach())
 
 
+def _check_workspace(workspace_bytes: int) -> None:
+    if workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
+
+
 def _check_classes(target: torch.Tensor, ignore_index: int, classes: int) -> None:
     if target.device.type != "cpu" or torch.compiler.is_compiling():
         return
@@ -193,8 +198,10 @@ def _check_classes(target: torch.Tensor, ignore_index: int, classes: int) -> Non
         raise IndexError(f"target: expected 0 <= target < {classes}, got {int(target[row])} at row {row}")
 
 
-class LinearFocalDistillationLoss(torch.nn.Module):
+class LinearFocalDistillationLoss(FocalDistillationLoss):
     """`linear_focal_distillation_loss` with its options bound; tensors are given to each call.
+
+    Options are those of `FocalDistillationLoss`, and `group`, `first_class`, `workspace_bytes`.
 
     Example:
         >>> import torch, graceful_fast as gf
@@ -205,54 +212,20 @@ class LinearFocalDistillationLoss(torch.nn.Module):
         torch.Size([])
     """
 
-    class_map: torch.Tensor | None
-
     def __init__(
         self,
         *,
-        divergence: Divergence = "kl",
-        alpha: float = 1.0,
-        beta: float = 5.0,
-        temperature: float = 100.0,
-        focus: Focus = "old_correct",
-        distillation_weight: float = 1.0,
-        cross_entropy_weight: float = 1.0,
-        label_smoothing: float = 0.0,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        ldi_margin: float = 0.5,
-        exclude_target: bool = False,
-        class_map: torch.Tensor | None = None,
         group: "ProcessGroup | None" = None,
         first_class: int = 0,
         workspace_bytes: int = 64 << 20,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        loss_options(
-            divergence, alpha, beta, temperature, focus, distillation_weight, cross_entropy_weight, label_smoothing,
-            ignore_index, reduction, ldi_margin, exclude_target,
-        )  # fmt: skip
+        super().__init__(**options)
         _ranks.check_shard(group, first_class)
-        self.register_buffer("class_map", class_map, persistent=False)
-        self.options: dict[str, Any] = {
-            "divergence": divergence,
-            "alpha": alpha,
-            "beta": beta,
-            "temperature": temperature,
-            "focus": focus,
-            "distillation_weight": distillation_weight,
-            "cross_entropy_weight": cross_entropy_weight,
-            "label_smoothing": label_smoothing,
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "ldi_margin": ldi_margin,
-            "exclude_target": exclude_target,
-            "group": group,
-            "first_class": first_class,
-            "workspace_bytes": workspace_bytes,
-        }
+        _check_workspace(workspace_bytes)
+        self.options |= {"group": group, "first_class": first_class, "workspace_bytes": workspace_bytes}
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         features: torch.Tensor,
         weight: torch.Tensor,
@@ -279,7 +252,3 @@ class LinearFocalDistillationLoss(torch.nn.Module):
             count=count,
             **self.options,
         )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
