@@ -155,9 +155,15 @@ class LinearDistillation(torch.autograd.Function):
         dtype = working_dtype(features, weight)
         old_width = 0 if teacher.features is None else teacher.features.shape[1]
         classes, width = weight.shape
-        size = Size(len(features), classes, width, old_width, torch.finfo(dtype).bits // 8, needed[1])
+        widest = max((dtype, *(x.dtype for x in teacher[:2] if x is not None)), key=lambda x: x.itemsize)
+        size = Size(len(features), classes, width, old_width, widest.itemsize, needed[1])
         scalar = options.total.reduction != _ops.REDUCTIONS["none"]
-        uncopied = weight.dtype == dtype  # else every chunk of rows would need a copy of all weights
+        # else every chunk of rows would need a copy of all weights
+        uncopied = weight.dtype == dtype and (
+            teacher.features is None
+            or teacher.weight is None
+            or (columns[0] is None and teacher.weight.dtype == teacher.features.dtype)
+        )
         rows_possible = any(needed) and scalar and uncopied and options.group is None
         order = choose_order(size, options.workspace_bytes, features.device.type, rows_possible)
         walk = Walk(features.to(dtype), weight, bias, teacher, target, focal_weight, columns, options, order)
@@ -180,7 +186,7 @@ class LinearDistillation(torch.autograd.Function):
         """Gradients of features, weight and bias."""
         needed = ctx.needs_input_grad[:3]
         gradients: tuple[torch.Tensor | None, ...]
-        with torch.autocast(grad_output.device.type, enabled=False):
+        with torch.autocast(grad_output.device.type, enabled=False), torch.no_grad():
             if ctx.order.over == "rows":
                 features, *kept = ctx.saved_tensors
                 gradients = tuple(None if x is None else x * grad_output.to(x.dtype) for x in kept)

@@ -14,8 +14,13 @@ _FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
 def check_tensor(tensor: Any, name: str) -> None:
+    """A torch tensor of a floating type, whole on this process."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if type(tensor).__name__ == "DTensor":
+        raise TypeError(
+            f"{name}: expected a plain tensor, got a DTensor; pass its full_tensor(), or its shard and group="
+        )
     if tensor.dtype not in _FLOATS:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
@@ -49,6 +54,11 @@ def check_count(count: Any, reduction: str) -> None:
             wrong_shape("count", "()", count)
     elif not 0 < count < float("inf"):
         raise ValueError(f"count: expected a positive finite number, got {count}")
+
+
+def divided(loss: torch.Tensor, count: float | torch.Tensor) -> torch.Tensor:
+    """`loss` / `count` in the loss's dtype, whatever the count's is."""
+    return loss / (count.to(loss) if isinstance(count, torch.Tensor) else count)
 
 
 def shared_columns(class_map: Any, classes: int, old_classes: int, device: torch.device) -> _ops.Columns:

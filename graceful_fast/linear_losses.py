@@ -13,6 +13,7 @@ from ._loss_options import (
     check_count,
     check_target,
     check_tensor,
+    divided,
     focal_weights,
     loss_options,
     shared_columns,
@@ -140,7 +141,7 @@ def linear_focal_distillation_loss(
         columns,
         Options(distance, total, workspace_bytes, group, first_class),
     )
-    return loss if count is None else loss / count
+    return loss if count is None else divided(loss, count)
 
 
 def _check_head(features_name: str, features: Any, weight_name: str, weight: Any, bias_name: str, bias: Any) -> None:

@@ -20,6 +20,7 @@ from ._loss_options import (
     check_count,
     check_target,
     check_tensor,
+    divided,
     focal_weights,
     loss_options,
     shared_columns,
@@ -128,7 +129,7 @@ def focal_distillation_loss(
         ignore_index, "sum" if count is not None else reduction, ldi_margin, exclude_target,
     )  # fmt: skip
     loss = _ops.distill(new, old, target, weight, columns, distance, total)
-    return loss if count is None else loss / count
+    return loss if count is None else divided(loss, count)
 
 
 def _check_rows(

@@ -11,7 +11,7 @@ import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DISTILL_CASES, TEMPERATURES, logits
+from cases import DISTILL_CASES, TEMPERATURES, DistillCase, logits
 from torch.autograd import forward_ad
 
 import graceful_fast as gf
@@ -499,3 +499,234 @@ def test_nearly_equal_logits_keep_their_digits_however_large_they_are(offset: fl
             assert abs(loss[i].item() - expected) <= 1e-6 * expected
             error = max(abs(a - b) for a, b in zip(gradient[i].tolist(), slope, strict=True))
             assert error <= 1e-5 * max(map(abs, slope))
+
+
+# --- in training: scaled losses, accumulated batches, maps, ensembles, large batches ----------------------------------
+
+
+def test_a_grad_scaler_gives_the_unscaled_gradient():
+    new, old, target = logits(6, 300)
+    for dtype in (torch.float32, torch.float16):
+        leaf = (
+            new.to(dtype, copy=True).float().requires_grad_()
+        )  # parameters stay float32; autocast makes the half logits
+        optimizer = torch.optim.SGD([leaf], lr=0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler.scale(gf.focal_distillation_loss(leaf.to(dtype), old, target)).backward()
+        _, plain = value_and_gradient(gf.focal_distillation_loss, new.to(dtype), old, target)
+        assert ((leaf.grad - 1024 * plain.float()).abs() <= 2.0**-9 * (1024 * plain.float()).abs() + 1e-4).all()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)  # skipped, were a gradient infinite
+        scaler.update()
+        assert scaler.get_scale() == 1024.0
+        if dtype == torch.float32:
+            assert torch.equal(leaf.grad, plain)
+        else:  # nearer to the exact gradient than the unscaled half one: fewer are below the smallest half number
+            _, exact = value_and_gradient(gf.focal_distillation_loss, new.half().float(), old, target)
+            assert (leaf.grad - exact).abs().max() <= (plain.float() - exact).abs().max()
+
+
+def test_a_count_replaces_the_number_of_rows_in_the_mean():
+    new, old, target = logits(7, 40)
+    target[3] = -100
+    total = value_and_gradient(gf.focal_distillation_loss, new, old, target, reduction="sum")
+    for count in (4.0, 3, torch.tensor(4.0), torch.tensor(3)):
+        value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, count=count)
+        torch.testing.assert_close(value, total[0] / float(count), rtol=2e-7, atol=0)
+        torch.testing.assert_close(gradient, total[1] / float(count), rtol=1e-6, atol=1e-9)
+    own = gf.focal_distillation_loss(new, old, target, count=gf.global_count(target))
+    torch.testing.assert_close(own.float(), gf.focal_distillation_loss(new, old, target), rtol=2e-7, atol=0)
+
+
+def test_accumulated_batches_of_unequal_size_give_the_whole_batchs_mean():
+    new, old, target = logits(9, 40)
+    target[[1, 2, 8]] = -100
+    whole, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target)
+    leaf, count, value = new.clone().requires_grad_(), gf.global_count(target), 0.0
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 9)):  # the second has no counted row
+        loss = gf.FocalDistillationLoss()(leaf[rows], old[rows], target[rows], count=count)
+        loss.backward()
+        value += loss.item()
+    assert math.isclose(value, whole.item(), rel_tol=1e-6)
+    torch.testing.assert_close(leaf.grad, gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"count": 0}, ValueError, "count: expected a positive finite number, got 0"),
+        ({"count": -1.0}, ValueError, "count: expected a positive finite number, got -1.0"),
+        ({"count": math.nan}, ValueError, "count: expected a positive finite number, got nan"),
+        ({"count": math.inf}, ValueError, "count: expected a positive finite number, got inf"),
+        ({"count": torch.ones(3)}, ValueError, r"count: expected shape \(\), got \(3,\)"),
+        ({"count": 2.0, "reduction": "sum"}, ValueError, 'count: expected None unless reduction is "mean".*sum'),
+        ({"class_map": [0] * 10}, TypeError, "class_map: expected an int64 torch.Tensor, got list"),
+        ({"class_map": torch.arange(10).int()}, TypeError, "class_map: expected an int64 .* got torch.int32"),
+        ({"class_map": torch.arange(9)}, ValueError, r"class_map: expected shape \(10,\), got \(9,\)"),
+        (
+            {"class_map": torch.arange(10) + 1},
+            ValueError,
+            "class_map: expected -1 <= class < 10, got 10 at class 9",
+        ),
+        ({"class_map": torch.arange(10) - 2}, ValueError, "class_map: expected -1 <= class < 10, got -2 at class 0"),
+        (
+            {"class_map": torch.tensor([3, *range(1, 10)])},
+            ValueError,
+            "class_map: expected each old class at most once, got 3 for several",
+        ),
+        ({"ldi_margin": -0.5}, ValueError, "ldi_margin: expected a finite number of at least 0, got -0.5"),
+        ({"ldi_margin": math.inf}, ValueError, "ldi_margin: expected a finite number of at least 0, got inf"),
+        ({"ldi_margin": math.nan}, ValueError, "ldi_margin: expected a finite number of at least 0, got nan"),
+    ],
+)
+def test_bad_counts_maps_and_margins_raise_an_error_that_names_them(options, error, message):
+    with pytest.raises(error, match=message):
+        gf.focal_distillation_loss(NEW, OLD, TARGET, **options)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
+def test_a_class_map_without_a_shared_class_leaves_the_cross_entropy(divergence):
+    new, old, target = logits(6, 1500, 30)
+    options = {"divergence": divergence, "class_map": torch.full((1500,), -1), "reduction": "none"}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    plain, exact = value_and_gradient(
+        lambda x, _, y: F.cross_entropy(x, y, reduction="none"), new.double(), old, target
+    )
+    assert ((value - plain).abs() <= 4 * ULP * plain).all()
+    assert ((gradient - exact).abs() <= 2.0**-19 * exact.abs().amax(1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
+@pytest.mark.parametrize("classes", [9, 1023, 2500])
+def test_the_identity_as_class_map_gives_the_bits_of_none(divergence, classes):
+    new, old, target = logits(5, classes)
+    options = {"divergence": divergence, "temperature": 4.0}
+    mapped = value_and_gradient(
+        gf.focal_distillation_loss, new, old, target, class_map=torch.arange(classes), **options
+    )
+    plain = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    assert torch.equal(mapped[0], plain[0])
+    assert torch.equal(mapped[1], plain[1])
+
+
+@pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
+@pytest.mark.parametrize("focus", ["old_correct", "negative_flip"])
+def test_a_permuted_class_map_is_the_old_logits_permuted(divergence, focus):
+    new, old, target = logits(8, 1500)
+    class_map = torch.randperm(1500, generator=torch.Generator().manual_seed(2))
+    elsewhere = torch.empty_like(old)
+    elsewhere[:, class_map] = old
+    options = {"divergence": divergence, "focus": focus, "temperature": 4.0}
+    mapped = value_and_gradient(gf.focal_distillation_loss, new, elsewhere, target, class_map=class_map, **options)
+    plain = value_and_gradient(gf.focal_distillation_loss, new, elsewhere[:, class_map], target, **options)
+    assert torch.equal(mapped[0], plain[0])
+    assert torch.equal(mapped[1], plain[1])
+
+
+def test_an_ensemble_of_old_models_is_inhibited_towards_its_mean():
+    new, _, target = logits(6, 50)
+    members = torch.stack([logits(6, 50, seed=seed)[1] for seed in range(1, 5)])
+    options = {"divergence": "ldi", "ldi_margin": 0.0, "focus": "all", "distillation_weight": 0.7}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, members.mean(0), target, **options)
+    leaf = new.double().requires_grad_()
+    elodi = F.cross_entropy(leaf, target) + 0.7 * F.mse_loss(leaf, members.double().mean(0))
+    elodi.backward()
+    torch.testing.assert_close(value.double(), elodi.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), leaf.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_the_version_counters_of_the_inputs_stay():
+    new, old, target = logits(5, 1500)
+    focus, class_map = torch.rand(5), torch.arange(1500)
+    leaf = new.requires_grad_()
+    inputs = (leaf, old, target, focus, class_map)
+    before = [x._version for x in inputs]
+    loss = gf.focal_distillation_loss(leaf, old, target, focus=focus, class_map=class_map)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert [x._version for x in inputs] == before
+    held = gf.focal_distillation_loss(leaf, old, target)
+    with torch.no_grad():
+        leaf.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        held.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_repeat_has_the_same_bits(dtype):
+    new, old, target = logits(64, 3000, dtype=dtype)
+    first = value_and_gradient(gf.focal_distillation_loss, new, old, target)
+    for _ in range(5):
+        again = value_and_gradient(gf.focal_distillation_loss, new.clone(), old.clone(), target)
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("classes", [1, 33, 1025])
+@pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
+def test_the_first_and_the_last_class_as_target(classes, divergence):
+    new, old, _ = logits(4, classes)
+    target = torch.tensor([0, classes - 1] * 2)
+    old[2, 0] = new[3, -1] = 20.0
+    for temperature in (0.1, 4.0):
+        options = {"temperature": temperature, "divergence": divergence}
+        assert_agrees(DistillCase("edges", lambda: (new, old, target), options), reduction="none")
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.3, 0.9])
+def test_temperatures_below_1_agree_with_the_float64_reference(temperature):
+    for step in (0.1, 1.0):
+        case = DistillCase("below_1", lambda s=step: logits(6, 1100, spread=1.0, step=s), {"temperature": temperature})
+        assert_agrees(case, reduction="none")
+
+
+def _available_bytes():
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except OSError:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_available_bytes() < 20 << 30, reason="needs 20 GiB of memory")
+def test_more_than_2_to_the_31_logits_are_addressed_in_64_bits():
+    rows, classes = 21_500, 100_000
+    assert rows * classes > 2**31
+    generator = torch.Generator().manual_seed(0)
+    pattern = torch.randn(64, classes, generator=generator).bfloat16()
+    new = torch.empty(rows, classes, dtype=torch.bfloat16)
+    for start in range(0, rows, 64):
+        new[start : start + 64] = pattern[: rows - start]
+    for i in (rows // 2, rows - 1):  # rows that no other has
+        new[i] = pattern[0].roll(i)
+    old = pattern[:1].expand(rows, classes)  # every row the same memory
+    target = torch.arange(rows) * 7919 % classes
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, reduction="none", beta=0.0)
+    some = torch.tensor([0, 1, rows // 2, rows - 2, rows - 1])
+    expected, exact = value_and_gradient(
+        reference.focal_distillation_loss,
+        new[some].double(), old[some].double(), target[some], reduction="none", beta=0.0,
+    )  # fmt: skip
+    assert ((value[some] - expected).abs() <= 16 * ULP * expected).all()
+    bound = GRADIENT_ERROR[torch.bfloat16] * exact.abs().amax(1, keepdim=True)
+    assert ((gradient[some].double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 100.0])
+def test_an_infinite_divergence_stays_infinite_where_later_classes_have_all_the_old_mass(temperature):
+    new, old = torch.zeros(2, 3000), torch.zeros(2, 3000)
+    old[:, :1024], new[0, 3] = -3000.0, -math.inf
+    options = {"temperature": temperature, "reduction": "none"}
+    value, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, torch.tensor([1500, 1500]), **options)
+    assert value[0].item() == math.inf
+    assert math.isfinite(value[1].item())
+    assert torch.isfinite(gradient).all()
+
+
+def test_an_excluded_target_without_an_old_logit_is_not_among_the_compared_classes():
+    new, old, target = logits(4, 40)
+    old[torch.arange(3), target[:3]] = -math.inf
+    for focus in ("all", "new_incorrect"):
+        options = {"divergence": "ldi", "exclude_target": True, "ldi_margin": 0.1, "focus": focus}
+        assert_agrees(DistillCase("excluded", lambda: (new, old, target), options), reduction="none")

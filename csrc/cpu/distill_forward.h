@@ -61,6 +61,7 @@ void see_before(const S* block, int n, int64_t target_at, double max, double& be
 // ldi without the target: there the new logit is the old one's, too. One that is -inf is counted here.
 template <class S>
 const S* without_target(const S* s, const S* t, int n, int64_t target_at, RowPart& part, S* copy) {
+  if (t[target_at] == -kInfinity) return t;  // it is not compared anyway
   std::copy(t, t + n, copy);
   copy[target_at] = s[target_at];
   part.compared += s[target_at] == -kInfinity && t[target_at] != -kInfinity;

@@ -61,7 +61,12 @@ struct Placement {
 template <class V, class S>
 Placement place(const S* s, const S* t, int n, double block_old_max, S inverse) {
   const int probe = std::min(n, kProbe);
-  const S new_base = finite_or_0(s[0]), old_base = finite_or_0(t[0]), old_max = finite_or_0(S(block_old_max));
+  int64_t b = 0;  // a class that both models have, near the mass where the first is none
+  if (!(s[0] - s[0] == 0 && t[0] - t[0] == 0)) {
+    b = std::find(t, t + n, S(block_old_max)) - t;
+    if (b == n || !(s[b] - s[b] == 0)) b = 0;
+  }
+  const S new_base = finite_or_0(s[b]), old_base = finite_or_0(t[b]), old_max = finite_or_0(S(block_old_max));
   V sum{}, squares{}, spread{}, mass{};
   for_vectors<V>(probe, [&](int j, auto whole) {
     const V tj = get<V, whole>(t, j, probe), below = tj - old_max;

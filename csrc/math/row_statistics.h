@@ -76,10 +76,10 @@ struct Divergence {
                                                  : std::exp(delta - a) - shrink_old * (1 + delta);
       const double tilt = bend + shrink_old * delta;  // exp(-a) * expm1(delta)
       x = std::exp(delta - a) * x + bend * k + tilt * m;
-      m = shrink_old * (m + delta * k);
+      m = m == -INFINITY ? m : shrink_old * (m + delta * k);
       k *= shrink_old;
     }
-    v *= shrink_new;
+    if (v != 0) v *= shrink_new;
     new_frame = new_to;
     old_frame = old_to;
   }
@@ -89,8 +89,15 @@ struct Divergence {
       *this = other;
       return;
     }
-    const double new_to = other.new_frame > new_frame ? other.new_frame : new_frame;
-    const double old_to = other.old_frame > old_frame ? other.old_frame : old_frame;
+    // A part without a model's mass does not say where its frame should be.
+    const double new_to = v == 0                        ? other.new_frame
+                          : other.v == 0                ? new_frame
+                          : other.new_frame > new_frame ? other.new_frame
+                                                        : new_frame;
+    const double old_to = k == 0                        ? other.old_frame
+                          : other.k == 0                ? old_frame
+                          : other.old_frame > old_frame ? other.old_frame
+                                                        : old_frame;
     move(new_to, old_to, temperature);
     other.move(new_to, old_to, temperature);
     k += other.k, m += other.m, x += other.x, v += other.v;
@@ -101,6 +108,7 @@ struct Divergence {
     return std::fabs(near) < 0.5 ? near : v / k - 1;
   }
   GF_HD double kl() const {
+    if (m == -INFINITY) return INFINITY;
     if (k == 0) return 0;  // every old logit is -inf
     const double near = (m + x) / k;
     return std::fabs(near) < 0.5 ? x / k + log1p_minus(near) : std::log(v / k) - m / k;
