@@ -1,6 +1,7 @@
 // The blocks behind large outputs.
 #include "cpu/outputs.h"
 
+#include <algorithm>
 #include <mutex>
 #if defined(__linux__)
 #include <dlfcn.h>
@@ -36,18 +37,15 @@ class Blocks {
     madvise(data, size, MADV_HUGEPAGE);
     return data;
   }
+  // The newest block stays as it is: a training step takes it again. Older ones are the system's if it needs memory.
   void give(void* data, size_t size) {
-    madvise(data, size, MADV_FREE);
     const std::lock_guard lock(mutex_);
-    Block* slot = nullptr;
-    for (Block& block : kept_) {
-      if (!block.data) slot = &block;
-    }
-    if (!slot) {
-      slot = &kept_[next_++ % kKept];
-      munmap(slot->data, slot->size);
-    }
-    *slot = {data, size};
+    int slot = 0;
+    while (slot < kKept - 1 && kept_[slot].data) ++slot;
+    if (kept_[slot].data) munmap(kept_[slot].data, kept_[slot].size);
+    if (kept_[0].data && slot > 0) madvise(kept_[0].data, kept_[0].size, MADV_FREE);
+    std::move_backward(kept_, kept_ + slot, kept_ + slot + 1);
+    kept_[0] = {data, size};
   }
 
  private:
@@ -57,8 +55,7 @@ class Blocks {
     size_t size = 0;
   };
   std::mutex mutex_;
-  Block kept_[kKept];
-  unsigned next_ = 0;
+  Block kept_[kKept];  // the newest first
 };
 
 // Never destroyed: tensors may outlive every static object.
