@@ -145,6 +145,7 @@ class FrozenHeadCrossEntropy(torch.autograd.Function):
         """The kept gradient times what comes in, summed over the ranks; features beyond the head's width get 0."""
         kept, features = ctx.saved_tensors
         gradient = kept * (grad_output[:, None] if grad_output.dim() else grad_output)
+        gradient = gradient.masked_fill(kept == 0, 0)  # rows without a loss, whatever comes in
         if ctx.group is not None:
             gradient = _ranks.all_sum(gradient, ctx.group)
         gradient = F.pad(gradient.to(ctx.dtype), (0, ctx.shape[1] - gradient.shape[1]))

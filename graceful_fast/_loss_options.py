@@ -1,5 +1,6 @@
 """What the losses share: their options' types and the checks of their arguments."""
 
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,8 @@ def focal_weights(focus: torch.Tensor, n: int, device: torch.device) -> torch.Te
     """A focus of each row as the op takes it."""
     if focus.shape != (n,):
         wrong_shape("focus", f"({n},)", focus)
+    if not focus.is_floating_point():
+        raise TypeError(f"focus: expected a floating tensor, got {focus.dtype}")
     return focus.detach().to(device, torch.float64).contiguous()
 
 
@@ -52,6 +55,8 @@ def check_count(count: Any, reduction: str) -> None:
     if isinstance(count, torch.Tensor):
         if count.dim() != 0:
             wrong_shape("count", "()", count)
+        if count.device.type == "cpu" and not torch.compiler.is_compiling() and not 0 < float(count) < float("inf"):
+            raise ValueError(f"count: expected a positive finite number, got {float(count)}")
     elif not 0 < count < float("inf"):
         raise ValueError(f"count: expected a positive finite number, got {count}")
 
@@ -98,6 +103,20 @@ def loss_options(
     exclude_target: bool,
 ) -> tuple[_ops.Distance, _ops.Total]:
     """The options of focal distillation, checked and as the ops take them."""
+    numbers: dict[str, Any] = {
+        "alpha": alpha,
+        "beta": beta,
+        "temperature": temperature,
+        "distillation_weight": distillation_weight,
+        "cross_entropy_weight": cross_entropy_weight,
+        "label_smoothing": label_smoothing,
+        "ldi_margin": ldi_margin,
+    }
+    for name, value in numbers.items():
+        if type(value) is not float and not isinstance(value, Real):
+            raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     check_options(temperature, label_smoothing, reduction)
     if not 0 <= ldi_margin < float("inf"):
         raise ValueError(f"ldi_margin: expected a finite number of at least 0, got {ldi_margin}")

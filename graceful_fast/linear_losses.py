@@ -121,7 +121,7 @@ def linear_focal_distillation_loss(
     check_count(count, reduction)
     _ranks.check_shard(group, first_class)
     _check_workspace(workspace_bytes)
-    _check_head("features", features, "weight", weight, "bias", bias)
+    _check_head("features", features, "weight", weight, "bias", bias, least=1)
     check_target(target, len(features), features)
     teacher = _teacher(features, old_logits, old_features, old_weight, old_bias)
     columns = shared_columns(class_map, len(weight), teacher.classes, features.device)
@@ -131,6 +131,8 @@ def linear_focal_distillation_loss(
     )  # fmt: skip
     if group is None:
         _check_classes(target, ignore_index, len(weight))
+    if not torch.is_grad_enabled():  # an autograd.Function sees what requires a gradient, not whether one is wanted
+        features, weight, bias = features.detach(), weight.detach(), None if bias is None else bias.detach()
     loss: torch.Tensor = LinearDistillation.apply(  # type: ignore[no-untyped-call]
         features,
         weight,
@@ -144,14 +146,17 @@ def linear_focal_distillation_loss(
     return loss if count is None else divided(loss, count)
 
 
-def _check_head(features_name: str, features: Any, weight_name: str, weight: Any, bias_name: str, bias: Any) -> None:
-    """(B, D) features, (C, D) weight, (C,) bias or None."""
+def _check_head(
+    features_name: str, features: Any, weight_name: str, weight: Any, bias_name: str, bias: Any, least: int
+) -> None:
+    """(B, D) features, (C, D) weight, (C,) bias or None; C is at least `least`."""
     check_tensor(features, features_name)
     check_tensor(weight, weight_name)
     if features.dim() != 2:
         wrong_shape(features_name, "(batch, width)", features)
-    if weight.dim() != 2 or not len(weight) or weight.shape[1] != features.shape[1]:
-        wrong_shape(weight_name, f"(classes, {features.shape[1]}) as {features_name}, at least one class", weight)
+    if weight.dim() != 2 or len(weight) < least or weight.shape[1] != features.shape[1]:
+        some = ", at least one class" * least
+        wrong_shape(weight_name, f"(classes, {features.shape[1]}) as {features_name}{some}", weight)
     if bias is not None:
         check_tensor(bias, bias_name)
         if bias.shape != (len(weight),):
@@ -176,7 +181,7 @@ def _teacher(features: torch.Tensor, logits: Any, old_features: Any, weight: Any
     if old_features is None or weight is None:
         got = "none of them" if old_features is weight else "only one of the latter"
         raise ValueError(f"old_logits: expected these, or old_features and old_weight, got {got}")
-    _check_head("old_features", old_features, "old_weight", weight, "old_bias", bias)
+    _check_head("old_features", old_features, "old_weight", weight, "old_bias", bias, least=0)
     if len(old_features) != n:
         wrong_shape("old_features", f"({n}, width)", old_features)
     if old_features.device != features.device:
@@ -186,8 +191,8 @@ def _teacher(features: torch.Tensor, logits: Any, old_features: Any, weight: Any
 
 
 def _check_workspace(workspace_bytes: int) -> None:
-    if workspace_bytes <= 0:
-        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")
+    if type(workspace_bytes) is not int or workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes: expected a positive integer, got {workspace_bytes!r}")
 
 
 def _check_classes(target: torch.Tensor, ignore_index: int, classes: int) -> None:

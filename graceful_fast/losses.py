@@ -254,6 +254,8 @@ def influence_loss(
     factor = counted.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
     if reduction == "mean":
         factor = factor / (counted.sum().clamp(min=1) if count is None else count)
+    if not torch.is_grad_enabled():  # an autograd.Function sees what requires a gradient, not whether one is wanted
+        features = features.detach()
     loss: torch.Tensor = FrozenHeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
         features,
         old_weight.detach(),

@@ -730,3 +730,33 @@ def test_an_excluded_target_without_an_old_logit_is_not_among_the_compared_class
     for focus in ("all", "new_incorrect"):
         options = {"divergence": "ldi", "exclude_target": True, "ldi_margin": 0.1, "focus": focus}
         assert_agrees(DistillCase("excluded", lambda: (new, old, target), options), reduction="none")
+
+
+# --- rows without new mass, options of a wrong type -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_shared_classes_that_are_all_impossible_give_an_infinite_loss_and_a_finite_gradient(temperature):
+    new = torch.tensor([[-math.inf, -math.inf, 1.0]])
+    value, gradient = value_and_gradient(
+        gf.focal_distillation_loss, new, torch.zeros(1, 2), torch.tensor([0]), temperature=temperature, focus="all"
+    )
+    assert value.item() == math.inf
+    assert torch.isfinite(gradient).all()
+    assert gradient[0, 0] < 0
+    assert gradient[0, 1] < 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"alpha": "1"}, TypeError, "alpha: expected a number, got str"),
+        ({"temperature": None}, TypeError, "temperature: expected a number, got NoneType"),
+        ({"ignore_index": 1.5}, TypeError, "ignore_index: expected an int, got float"),
+        ({"focus": torch.zeros(3, dtype=torch.int64)}, TypeError, "focus: expected a floating tensor, got torch.int64"),
+        ({"count": torch.tensor(0.0)}, ValueError, "count: expected a positive finite number, got 0.0"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        gf.focal_distillation_loss(NEW, OLD, TARGET, **options)

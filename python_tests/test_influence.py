@@ -571,3 +571,12 @@ def test_torch_compile_makes_one_graph_of_it(options) -> None:
     plain = value_and_gradient(loss, features, weight, target)
     assert torch.allclose(ours[0], plain[0], rtol=1e-6)
     assert torch.allclose(ours[1], plain[1], rtol=1e-5, atol=1e-7)
+
+
+def test_an_ignored_row_gets_no_gradient_whatever_comes_in() -> None:
+    features = torch.eye(2, 3, requires_grad=True)
+    rows = gf.influence_loss(features, torch.eye(3), torch.tensor([-100, 1]), reduction="none")
+    rows.backward(torch.tensor([torch.nan, 1.0]))
+    assert features.grad is not None
+    assert (features.grad[0] == 0).all()
+    assert torch.isfinite(features.grad[1]).all()

@@ -62,8 +62,10 @@ struct BackwardRow {
   const double factor_e, factor_d;  // of the two terms, the incoming gradient folded in
   const S inverse = S(1 / params.rows.temperature);
   const double scale = factor_d / double(inverse);  // T^2 of the definition times the 1/T of the chain rule
-  const Factors f{factor_e / (1 + row.new_excess), factor_e * params.label_smoothing / params.classes,
-                  scale / row.old_sum, scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
+  // A row without new mass (all its logits are -inf) has no softmax: its part is 0, not 0 / 0.
+  const Factors f{factor_e == 0 ? 0 : factor_e / (1 + row.new_excess),
+                  factor_e * params.label_smoothing / params.classes, scale / row.old_sum,
+                  row.new_sum == 0 ? 0 : scale / row.new_sum, scale / row.old_sum / (1 + row.ratio_minus_1)};
   const Path path = Path(int(row.path));
   const Rounding rounding = Rounding(int(row.rounding));
   const bool kl = params.rows.kind == DivergenceKind::kl;
@@ -96,9 +98,9 @@ struct BackwardRow {
     const double to_exponent = inverse;
     const double u = (t - row.old_frame) * to_exponent, d = (s - row.new_frame) * to_exponent - u;
     const double z = row.ratio_minus_1;
-    const double difference =
-        std::fabs(d) <= kSmall ? std::exp(u) / row.old_sum * (std::expm1(d) - z) / (1 + z)
-                               : std::exp((s - row.new_frame) * to_exponent) / row.new_sum - std::exp(u) / row.old_sum;
+    const double q = row.new_sum == 0 ? 0 : std::exp((s - row.new_frame) * to_exponent) / row.new_sum;
+    const double p = std::exp(u) / row.old_sum;
+    const double difference = std::fabs(d) <= kSmall ? p * (std::expm1(d) - z) / (1 + z) : q - p;
     return gradient + scale * difference;
   }
 };

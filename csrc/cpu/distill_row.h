@@ -24,6 +24,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // their frames. What the first subtractions lost is added back (equal logits of 1,000 differ in their last digits)
 // unless the mean is small beside d's own deviation: then s - t has the digits.
 enum class Rounding { plain, direct, framed };
+static_assert(int(Rounding::framed) == int(kFramed));
 
 template <Path p, Rounding r>
 struct Formula {

@@ -115,6 +115,8 @@ struct Divergence {
   }
 };
 
+constexpr double kFramed = 2;  // RowPart::rounding that holds for any frames
+
 // What some classes of a row reduce to. Parts of a row merge in any order and grouping: blocks of classes of one
 // device, and the shards of a group. A part is a row of the `parts` tensor, so all its fields are float64.
 struct RowPart {
@@ -138,7 +140,10 @@ struct RowPart {
     softmax.merge(other.softmax);
     const double own = divergence.mass_at(other.divergence, temperature);
     if (other.divergence.k > own) rounding = other.rounding;
+    const Divergence& heavier = other.divergence.k > own ? other.divergence : divergence;
+    const double new_frame = heavier.new_frame, old_frame = heavier.old_frame;
     divergence.merge(other.divergence, temperature);
+    if (divergence.new_frame != new_frame || divergence.old_frame != old_frame) rounding = kFramed;
     squares += other.squares, compared += other.compared, total += other.total;
     raise(old_max, other.old_max), raise(difference_max, other.difference_max);
     lower(old_min, other.old_min), lower(difference_min, other.difference_min);
