@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import _ops, _ranks
-from ._loss_options import check_count, check_options, choice, wrong_shape
+from ._loss_options import check_class_map, check_count, check_options, choice, wrong_shape
 from ._ops import DifferentiableOnce
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def check_influence_options(options: Options, reduction: str, class_map: Any, co
         raise ValueError(f"workspace_bytes: expected a positive number, got {options.workspace_bytes}")
     _ranks.check_shard(options.group, options.first_class)
     if class_map is not None:
-        if not isinstance(class_map, torch.Tensor) or class_map.dtype != torch.int64:
-            got = class_map.dtype if isinstance(class_map, torch.Tensor) else type(class_map).__name__
-            raise TypeError(f"class_map: expected an int64 torch.Tensor, got {got}")
+        check_class_map(class_map)
         if class_map.dim() != 1 or not len(class_map):
             wrong_shape("class_map", "(new classes,), at least one class", class_map)
 

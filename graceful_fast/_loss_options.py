@@ -66,13 +66,18 @@ def divided(loss: torch.Tensor, count: float | torch.Tensor) -> torch.Tensor:
     return loss / (count.to(loss) if isinstance(count, torch.Tensor) else count)
 
 
+def check_class_map(class_map: Any) -> None:
+    """An int64 tensor."""
+    if not isinstance(class_map, torch.Tensor) or class_map.dtype != torch.int64:
+        got = class_map.dtype if isinstance(class_map, torch.Tensor) else type(class_map).__name__
+        raise TypeError(f"class_map: expected an int64 torch.Tensor, got {got}")
+
+
 def shared_columns(class_map: Any, classes: int, old_classes: int, device: torch.device) -> _ops.Columns:
     """The columns of both logits that are one class; None: the first of both. `class_map`: old class of each new."""
     if class_map is None:
         return None, None
-    if not isinstance(class_map, torch.Tensor) or class_map.dtype != torch.int64:
-        got = class_map.dtype if isinstance(class_map, torch.Tensor) else type(class_map).__name__
-        raise TypeError(f"class_map: expected an int64 torch.Tensor, got {got}")
+    check_class_map(class_map)
     if class_map.shape != (classes,):
         wrong_shape("class_map", f"({classes},)", class_map)
     class_map = class_map.to(device)
