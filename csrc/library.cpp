@@ -40,8 +40,11 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "influence(Tensor(a!) logits, Tensor(b!) statistics, Tensor target, Tensor? factor, Tensor? bias, "
       "int first_class) -> Tensor shrink");
 
-  // The k best gallery rows of each query. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
+  // keys, rows: the k best gallery rows of each query so far; out: with this block of the gallery, whose first row has
+  // the number first_row. codes, facts: of scan_quantize. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
   m.def(
-      "scan_collect(Tensor queries, Tensor gallery, int k, int metric, Tensor? query_ids, Tensor? gallery_ids, "
-      "Tensor? query_groups, Tensor? gallery_groups) -> (Tensor scores, Tensor indices, Tensor status)");
+      "scan_collect(Tensor queries, Tensor gallery, Tensor? codes, Tensor? facts, Tensor(a!) keys, Tensor(b!) rows, "
+      "int first_row, int metric, Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, "
+      "Tensor? gallery_groups, bool coded, bool cold) -> Tensor status");
+  m.def("scan_quantize(Tensor rows) -> (Tensor codes, Tensor facts, Tensor status)");
 }

@@ -289,35 +289,61 @@ METRICS = {"ip": 0, "l2": 1, "cosine": 2}
 """Numbers of the metrics, as in csrc/cpu/scan.h."""
 
 
+class ScanStatus(NamedTuple):
+    """What a scan op found, as numbered in csrc/cpu/scan.cpp."""
+
+    bad: int  # 1 queries, 2 gallery, 0 none
+    row: int
+    fault: int
+    settled: int
+    cuts: int
+    coded_rows: int
+    plain_rows: int
+
+
 @torch.library.register_fake("graceful_fast::scan_collect")
-def _scan_collect_fake(
-    queries: torch.Tensor,
-    gallery: torch.Tensor,
-    k: int,
-    metric: int,
-    query_ids: torch.Tensor | None,
-    gallery_ids: torch.Tensor | None,
-    query_groups: torch.Tensor | None,
-    gallery_groups: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = (queries.shape[0], k)
+def _scan_collect_fake(queries: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    return queries.new_empty(len(ScanStatus._fields), dtype=torch.int64)
+
+
+@torch.library.register_fake("graceful_fast::scan_quantize")
+def _scan_quantize_fake(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    count, dim = rows.shape
     return (
-        queries.new_empty(shape, dtype=torch.float32),
-        queries.new_empty(shape, dtype=torch.int64),
-        queries.new_empty(4, dtype=torch.int64),
+        rows.new_empty((count, code_stride(dim)), dtype=torch.int8),
+        rows.new_empty((count, 3), dtype=torch.float32),
+        rows.new_empty(2, dtype=torch.int64),
     )
+
+
+def code_stride(dim: int) -> int:
+    """Bytes of a row of codes: `dim` rounded up to a multiple of 16."""
+    return (dim + 15) // 16 * 16
 
 
 def scan_collect(
     queries: torch.Tensor,
     gallery: torch.Tensor,
-    k: int,
+    keys: torch.Tensor,
+    rows: torch.Tensor,
     metric: str,
-    ids: tuple[torch.Tensor | None, torch.Tensor | None],
-    groups: tuple[torch.Tensor | None, torch.Tensor | None],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores, indices and status of the k best gallery rows of each query; see csrc/cpu/scan.cpp."""
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _ops.scan_collect.default(
-        queries, gallery, k, METRICS[metric], *ids, *groups
+    *,
+    first_row: int = 0,
+    codes: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ids: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    groups: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    coded: bool = False,
+    cold: bool = False,
+) -> ScanStatus:
+    """Brings a block of the gallery into `keys` and `rows`, the (Q, k) best so far; see csrc/library.cpp."""
+    status = _ops.scan_collect.default(
+        queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *ids, *groups, coded, cold
     )
-    return found
+    return ScanStatus(*status.tolist())
+
+
+def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """Codes (n, code_stride) int8 of rows, facts (n, 3) float32: scale, residual, norm; (first bad row or -1, fault)."""
+    codes, facts, status = _ops.scan_quantize.default(rows)
+    row, fault = status.tolist()
+    return codes, facts, (row, fault)

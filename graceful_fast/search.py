@@ -7,8 +7,10 @@ from ._arrays import as_tensor, like
 if TYPE_CHECKING:
     import torch
 
+    from ._ops import ScanStatus
+
 Metric = Literal["cosine", "ip", "l2"]
-Scan = Literal["auto", "float32"]
+Scan = Literal["auto", "int8", "float32"]
 
 _FAULTS = {
     1: "expected finite numbers, got NaN or infinity",
@@ -83,19 +85,43 @@ def knn(
         array([[2, 0]])
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
-    check_choice("scan", scan, ("auto", "float32"))
+    check_choice("scan", scan, ("auto", "int8", "float32"))
     q, x = as_embeddings(queries, "queries"), as_embeddings(gallery, "gallery")
     check_shapes(q, x, k)
     ids = label_pair("ids", query_ids, gallery_ids, q, x)
     groups = label_pair("groups", query_groups, gallery_groups, q, x)
     from . import _ops
 
-    scores, indices, status = _ops.scan_collect(q, x, k, metric, ids, groups)
-    raise_fault(status.tolist(), q, x)
-    found = Neighbors(like(scores, queries), like(indices, queries))
+    keys, rows = no_neighbors(q.shape[0], k)
+    coded = scan == "int8" or (scan == "auto" and codes_pay(q, x))
+    status = _ops.scan_collect(q, x, keys, rows, metric, ids=ids, groups=groups, coded=coded)
+    raise_fault(status, q, x)
+    found = Neighbors(like((-keys if metric == "l2" else keys).float(), queries), like(rows, queries))
     if info:
-        found.info = {"scan": "float32", "isa": _ops.isa, "settled": int(status[3])}
+        found.info = {"scan": "int8" if coded else "float32", "isa": _ops.isa, **facts_of(status)}
     return found
+
+
+def no_neighbors(count: int, k: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Keys (float64, larger is better) and rows of the best k of `count` queries before any row was seen."""
+    import torch
+
+    return torch.full((count, k), -torch.inf, dtype=torch.float64), torch.full((count, k), -1)
+
+
+def codes_pay(queries: "torch.Tensor", gallery: "torch.Tensor") -> bool:
+    """Whether making codes of 8 bits of the gallery's rows on the way is worth it."""
+    return queries.shape[0] >= 256 and 64 <= queries.shape[1] <= 2**17
+
+
+def facts_of(status: "ScanStatus") -> dict[str, int]:
+    """What `info=True` tells of a scan."""
+    return {
+        "settled": status.settled,
+        "cuts": status.cuts,
+        "int8_rows": status.coded_rows,
+        "float32_rows": status.plain_rows,
+    }
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -165,11 +191,11 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
     return labels
 
 
-def raise_fault(status: list[int], queries: "torch.Tensor", gallery: "torch.Tensor") -> None:
+def raise_fault(status: "ScanStatus", queries: "torch.Tensor", gallery: "torch.Tensor", first_row: int = 0) -> None:
     """ValueError for what the op found in the data."""
-    if status[0]:
-        name = ("queries", "gallery")[status[0] - 1]
+    if status.bad:
+        name, row = ("queries", status.row) if status.bad == 1 else ("gallery", status.row + first_row)
         raise ValueError(
-            f"{name}: row {status[1]}: {_FAULTS[status[2]]} "
+            f"{name}: row {row}: {_FAULTS[status.fault]} "
             f"(queries {tuple(queries.shape)}, gallery {tuple(gallery.shape)})"
         )

@@ -39,7 +39,7 @@ double definition(const float* q, const float* x, int64_t dim, Metric metric) {
   return product / (std::sqrt(squared_norm(q, dim)) * std::sqrt(squared_norm(x, dim)));
 }
 
-void check_scan(int64_t count, int64_t rows, int64_t dim, int64_t k, Metric metric) {
+void check_scan(int64_t count, int64_t rows, int64_t dim, int64_t k, Metric metric, bool coded) {
   const std::vector<float> queries = normal(count * dim, 1);
   std::vector<float> gallery = normal(rows * dim, 1);
   for (int64_t i = 0; i < dim; ++i) gallery[(rows - 1) * dim + i] = gallery[i];  // a tie, far apart
@@ -48,12 +48,13 @@ void check_scan(int64_t count, int64_t rows, int64_t dim, int64_t k, Metric metr
   params.gallery = matrix(gallery, rows, dim);
   params.dim = dim, params.k = k, params.metric = metric, params.query_parts = 2, params.gallery_parts = 3;
   params.gallery_scale = params.query_scale = scan_baseline.typical_scale(params.gallery, dim);
-  std::vector<double> floor(count, -std::numeric_limits<double>::infinity()), keys(count * 3 * k);
-  std::vector<int64_t> found(count * 3 * k), indices(count * k);
-  std::vector<float> scores(count * k);
+  params.coded = coded;
+  std::vector<double> floor(count, -std::numeric_limits<double>::infinity()), keys(count * 3 * k), scores(count * k);
+  std::vector<int64_t> found(count * 3 * k), indices(count * k), none(count * k, -1);
+  params.best_keys = scores.data(), params.best_rows = none.data();
   params.floor = floor.data(), params.keys = keys.data(), params.rows = found.data();
   for (int64_t task = 0; task < 6; ++task) {
-    CollectReport report;
+    ScanReport report;
     scan_baseline.collect(params, task, report);
   }
   for (int64_t q = 0; q < count; ++q) {
@@ -67,10 +68,10 @@ void check_scan(int64_t count, int64_t rows, int64_t dim, int64_t k, Metric metr
         if (!taken[i] && (best < 0 || all[i] > all[best])) best = i;
       }
       taken[best] = true;
-      const float score = float(metric == Metric::l2 ? -all[best] : all[best]);
+      const double score = all[best];
       if (indices[q * k + j] != best || !(scores[q * k + j] == score)) {
-        std::printf("scan %ld x %ld x %ld metric %d, query %ld, place %ld: row %ld score %.9g, expected %ld %.9g\n",
-                    long(count), long(rows), long(dim), int(metric), long(q), long(j), long(indices[q * k + j]),
+        std::printf("scan %ld x %ld x %ld metric %d %s, query %ld, place %ld: row %ld score %.17g, expected %ld %.17g\n",
+                    long(count), long(rows), long(dim), int(metric), coded ? "codes" : "float32", long(q), long(j), long(indices[q * k + j]),
                     scores[q * k + j], long(best), score);
         ++failures;
         return;
@@ -137,8 +138,8 @@ void check_distill(int64_t rows, int64_t classes, double temperature, Divergence
 int main() {
   for (const Metric metric : {Metric::ip, Metric::l2, Metric::cosine}) {
     for (const int64_t dim : {1, 7, 128, 130}) {
-      check_scan(3, 2000, dim, 5, metric);   // few queries: rows are scanned where they lie
-      check_scan(45, 2000, dim, 5, metric);  // packed, the last panel and tile not full
+      check_scan(3, 2000, dim, 5, metric, false);  // few queries: rows are scanned where they lie
+      for (const bool coded : {false, true}) check_scan(45, 2000, dim, 5, metric, coded);  // the last tiles not full
     }
   }
   for (const DivergenceKind kind : {DivergenceKind::kl, DivergenceKind::logits}) {

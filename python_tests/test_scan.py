@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 import graceful_fast as gf
-from graceful_fast import reference, search
+from graceful_fast import _ops, reference, search
 
 METRICS = ("cosine", "ip", "l2")
+WAYS = ("float32", "int8", "codes")  # the scans, and one of codes made before
 RUNS = [pytest.param(case, metric, id=f"{case.name}-{metric}") for case in SCAN_CASES for metric in case.metrics]
 
 
@@ -47,16 +49,31 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def find(queries: np.ndarray, gallery: np.ndarray, k: int, metric: str, way: str, blocks: int = 1) -> gf.Neighbors:
+    """gf.knn by one of WAYS, the gallery cut into blocks of rows."""
+    if way != "codes" and blocks == 1:
+        return gf.knn(queries, gallery, k, metric=metric, scan=way)
+    q, x = search.as_embeddings(queries, "queries"), search.as_embeddings(gallery, "gallery")
+    keys, rows = search.no_neighbors(len(q), k)
+    edges = [len(x) * part // blocks for part in range(blocks + 1)]
+    for first, end in pairwise(edges):
+        block = x[first:end]
+        codes = _ops.scan_quantize(block)[:2] if way == "codes" else None
+        _ops.scan_collect(q, block, keys, rows, metric, first_row=first, codes=codes, coded=way == "int8")
+    return gf.Neighbors((-keys if metric == "l2" else keys).float(), rows)
+
+
 # --- the answer is the definition's -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("case", "metric"), RUNS)
-def test_neighbours_are_those_of_the_definition(case: ScanCase, metric: str) -> None:
+def test_neighbours_are_those_of_the_definition(case: ScanCase, metric: str, way: str) -> None:
     queries, gallery = build(case)
     expected = reference.knn(queries, gallery, case.k, metric=metric)
     for count in (1, 2, 5):
         with threads(count):
-            assert_same(gf.knn(queries, gallery, case.k, metric=metric), expected)
+            assert_same(find(queries, gallery, case.k, metric, way), expected)
 
 
 def test_the_definition_is_a_plain_sum_up_to_rounding() -> None:
@@ -80,9 +97,10 @@ def test_the_definition_is_a_plain_sum_up_to_rounding() -> None:
     levels=st.sampled_from([1, 2, 5, 1000]),
     dtype=st.sampled_from([np.float16, np.float32, np.float64]),
     metric=st.sampled_from(METRICS),
+    scan=st.sampled_from(["float32", "int8"]),
     data=st.data(),
 )
-def test_any_small_search_is_exact(seed, queries, rows, dim, levels, dtype, metric, data) -> None:
+def test_any_small_search_is_exact(seed, queries, rows, dim, levels, dtype, metric, scan, data) -> None:
     rng = np.random.default_rng(seed)
     k = data.draw(st.integers(1, rows))
     shift = levels / 2 + 0.25 if metric == "cosine" else levels // 2  # cosine: no zero vector
@@ -92,7 +110,77 @@ def test_any_small_search_is_exact(seed, queries, rows, dim, levels, dtype, metr
     labels |= {"query_groups": rng.integers(0, 4, queries), "gallery_groups": rng.integers(0, 4, rows)}
     kind = data.draw(st.sampled_from(["none", "ids", "groups", "s"]))  # "s": both
     used = {name: values for name, values in labels.items() if name.endswith(kind)}
-    assert_same(gf.knn(q, x, k, metric=metric, **used), reference.knn(q, x, k, metric=metric, **used))
+    assert_same(gf.knn(q, x, k, metric=metric, scan=scan, **used), reference.knn(q, x, k, metric=metric, **used))
+
+
+def random_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim))
+
+
+def clustered_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    centres = rng.standard_normal((4, dim))
+    return centres[rng.integers(0, 4, rows)] + 10.0 ** rng.uniform(-9, 0) * rng.standard_normal((rows, dim))
+
+
+def duplicated_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((3, dim))[rng.integers(0, 3, rows)]
+
+
+def sorted_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    """Each one nearer to one point than the one before, or farther."""
+    centre, away = rng.standard_normal((2, dim))
+    return centre + away * np.linspace(*rng.permutation([1.0, 0.0]), rows)[:, None]
+
+
+def constant_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return np.broadcast_to(rng.standard_normal(dim), (rows, dim))
+
+
+def spiked_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    """One coordinate of each row far above the rest: codes of 8 bits hold nothing else."""
+    values = rng.standard_normal((rows, dim))
+    values[np.arange(rows), rng.integers(0, dim, rows)] = 1000.0
+    return values
+
+
+def uneven_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    return rng.standard_normal((rows, dim)) * 10.0 ** rng.uniform(-3, 1, (rows, 1))
+
+
+KINDS = [random_rows, clustered_rows, duplicated_rows, sorted_rows, constant_rows, spiked_rows, uneven_rows]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(KINDS),
+    of_queries=st.sampled_from(KINDS),
+    queries=st.integers(1, 40),
+    rows=st.integers(1, 3000),
+    dim=st.sampled_from([1, 3, 15, 16, 17, 48, 64, 65, 130]),
+    dtype=st.sampled_from(DTYPES),
+    metric=st.sampled_from(METRICS),
+    data=st.data(),
+)
+def test_any_data_any_way_gives_the_same_bits(
+    seed, kind, of_queries, queries, rows, dim, dtype, metric, data
+) -> None:
+    """Whatever the scan, the threads, the blocks of the gallery and the order of the queries."""
+    rng = np.random.default_rng(seed)
+    k = data.draw(st.integers(1, min(rows, 50)) | st.just(rows))
+    factor = 20 if dtype == torch.int8 else 1
+    x = torch.tensor(kind(rng, rows, dim) * factor).clamp(-100, 2000 / factor).to(dtype)
+    q = torch.tensor(of_queries(rng, queries, dim) * factor).clamp(-100, 2000 / factor).to(dtype)
+    if metric == "cosine":
+        x[(x == 0).all(1)], q[(q == 0).all(1)] = 1, 1
+    expected = reference.knn(q.double().numpy(), x.double().numpy(), k, metric=metric)
+    order = rng.permutation(queries)
+    for way in WAYS:
+        blocks, count = data.draw(st.integers(1, min(rows, 5))), data.draw(st.sampled_from([1, 2, 3]))
+        with threads(count):
+            found = find(q[order], x, k, metric, way, blocks)
+        assert_same(found, (expected[0][order], expected[1][order]))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -140,7 +228,8 @@ import sys, cases, numpy as np, graceful_fast as gf
 answers = []
 for case in cases.SCAN_CASES:
     for metric in case.metrics:
-        answers += map(np.asarray, gf.knn(*case.build(np.random.default_rng(7)), case.k, metric=metric))
+        for scan in ("float32", "int8"):
+            answers += map(np.asarray, gf.knn(*case.build(np.random.default_rng(7)), case.k, metric=metric, scan=scan))
 np.savez(sys.argv[1], *answers)
 """
 
@@ -162,7 +251,8 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, tmp_path: Path) -> 
         theirs = iter(answers.values())
         for case in SCAN_CASES:
             for metric in case.metrics:
-                for ours in gf.knn(*build(case), case.k, metric=metric):
+                expected = gf.knn(*build(case), case.k, metric=metric)
+                for ours in (*expected, *expected):
                     np.testing.assert_array_equal(ours, next(theirs))
         assert next(theirs, None) is None
 
@@ -283,7 +373,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
     ("error", "message", "arguments"),
     [
         (ValueError, r"metric: expected one of 'cosine', 'ip', 'l2', got 'dot'", {"metric": "dot"}),
-        (ValueError, r"scan: expected one of 'auto', 'float32', got 'int4'", {"scan": "int4"}),
+        (ValueError, r"scan: expected one of 'auto', 'int8', 'float32', got 'int4'", {"scan": "int4"}),
         (ValueError, r"queries: expected shape \(rows, dim\), got \(3,\)", {"queries": GOOD[0]}),
         (ValueError, r"gallery: expected shape \(rows, dim\), got \(1, 8, 3\)", {"gallery": GOOD[None]}),
         (ValueError, r"dim of the queries, got queries \(8, 3\) and gallery \(8, 2\)", {"gallery": GOOD[:, :2]}),
@@ -338,12 +428,15 @@ def test_what_is_wrong_is_said(error: type[Exception], message: str, arguments: 
 
 
 @pytest.mark.parametrize("labels", [False, True])
-def test_the_op_is_registered_correctly(labels: bool) -> None:
-    from graceful_fast import _ops  # noqa: F401
-
+@pytest.mark.parametrize("coded", [False, True])
+def test_the_ops_are_registered_correctly(labels: bool, coded: bool) -> None:
+    gallery = torch.randn(90, 12)
     some = [torch.arange(5), torch.arange(90)] if labels else [None, None]
-    arguments = (torch.randn(5, 12), torch.randn(90, 12), 4, 2, *some, *some)
+    codes = torch.ops.graceful_fast.scan_quantize(gallery)[:2] if coded else (None, None)
+    state = search.no_neighbors(5, 4)
+    arguments = (torch.randn(5, 12), gallery, *codes, *state, 7, 2, *some, *some, coded, False)
     torch.library.opcheck(torch.ops.graceful_fast.scan_collect.default, arguments)
+    torch.library.opcheck(torch.ops.graceful_fast.scan_quantize.default, (gallery,))
 
 
 # --- memory layouts and labels that torch does not take ---------------------------------------------------------------

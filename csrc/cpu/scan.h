@@ -11,29 +11,56 @@ namespace graceful_fast {
 enum class Metric { ip, l2, cosine };  // as numbered in graceful_fast/_ops.py
 enum class Fault : int64_t { none, not_finite, zero, too_large };
 
-struct CollectParams {
+// Rows as codes of 8 bits: row = scale * code + a rest of norm at most `residual`; see cpu/scan_codes.h.
+struct Codes {
+  const int8_t* data;  // [N, stride], zeros from dim on; null: none
+  int64_t stride;      // code_stride(dim)
+  const float* facts;  // [N, kFacts]: scale, residual, norm, the latter two rounded up; infinity: float64 must settle
+};
+constexpr int64_t kFacts = 3;
+constexpr int64_t kCodeAlignment = 16;
+constexpr int64_t kLargestCodedDim = int64_t(1) << 17;  // 127 * 127 * dim stays in int32
+inline int64_t code_stride(int64_t dim) { return (dim + kCodeAlignment - 1) / kCodeAlignment * kCodeAlignment; }
+
+// What every ending's scan needs.
+struct ScanParams {
   Matrix queries, gallery;  // (Q, dim), (N, dim)
-  int64_t dim, k;           // k <= N
+  int64_t dim;
   Metric metric;
-  const int64_t *query_ids, *gallery_ids;        // [Q], [N] or both null: a query never finds a row of its own id
-  const int64_t *query_groups, *gallery_groups;  // [Q], [N] or both null: nor a row of its own group
-  int64_t query_parts, gallery_parts;            // the grid of tasks
+  bool coded;                         // scan codes of 8 bits: the given ones, else made of each chunk of rows
+  Codes codes;                        // of the gallery, made before
+  int64_t query_parts, gallery_parts;  // the grid of tasks
   double gallery_scale, query_scale;  // powers of two that bring typical norms near 1; query_scale: l2 only, the same
-  double* floor;                      // [Q] in: -inf; a lower bound of each k-th best score, shared by the tasks
-  double* keys;                       // [Q, gallery_parts, k] out: float64 scores, larger is better
-  int64_t* rows;                      // [Q, gallery_parts, k] out: gallery rows, -1 where there is none
 };
 
-struct CollectReport {           // what one task found
+struct CollectParams : ScanParams {
+  int64_t k;                                     // may exceed N: the gallery may be a block of a larger one
+  int64_t first_row;                             // number of the gallery's first row
+  const int64_t *query_ids, *gallery_ids;        // [Q], [N] or both null: a query never finds a row of its own id
+  const int64_t *query_groups, *gallery_groups;  // [Q], [N] or both null: nor a row of its own group
+  bool cold;      // the gallery is a mapped file: bring candidates' rows in by ascending order before they are settled
+  double* floor;  // [Q] in: -inf; a lower bound of each k-th best score in scan units, shared by the tasks
+  const double* best_keys;    // [Q, k] the best of earlier blocks: float64 scores, larger is better, best first
+  const int64_t* best_rows;   // [Q, k] -1 where there is none
+  double* keys;               // [Q, gallery_parts, k] out
+  int64_t* rows;              // [Q, gallery_parts, k] out
+};
+
+struct ScanReport {              // what one task found
   int64_t query = -1, row = -1;  // first bad query, first bad gallery row
   Fault query_fault = Fault::none, row_fault = Fault::none;
-  int64_t settled = 0;  // float64 scores computed
+  int64_t settled = 0;      // float64 scores computed
+  int64_t cuts = 0;         // times a full buffer of candidates was settled and cut
+  int64_t coded_rows = 0;   // rows scanned as codes,
+  int64_t plain_rows = 0;   // and rows scanned in float32
 };
 
 struct ScanKernels {
   double (*typical_scale)(const Matrix&, int64_t dim);  // a power of two near 1/norm of the larger of some sampled rows
-  void (*collect)(const CollectParams&, int64_t task, CollectReport&);
-  void (*merge)(const CollectParams&, int64_t query, float* scores, int64_t* indices);  // k of each: [k] out
+  void (*collect)(const CollectParams&, int64_t task, ScanReport&);
+  void (*merge)(const CollectParams&, int64_t query, double* keys, int64_t* rows);  // best_* and all parts: [k] out
+  // Codes and facts of rows begin .. end-1 of a matrix; the first bad row or -1.
+  int64_t (*quantize)(const Matrix&, int64_t begin, int64_t end, int8_t* codes, float* facts, Fault&);
 };
 
 GF_DECLARE_TABLE(ScanKernels, scan)

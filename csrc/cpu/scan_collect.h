@@ -6,36 +6,13 @@
 // `capacity`.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 
-#include "cpu/scan.h"
-#include "cpu/scan_tile.h"
-#include "math/bound.h"
+#include "cpu/buffer.h"
+#include "cpu/scan_engine.h"
 #include "math/settle.h"
 
 namespace graceful_fast {
 namespace {
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
-
-// Uninitialised memory on a cache line. Not std::vector: its code would be shared between instruction sets (isa.h).
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, (size_t(count) * sizeof(T) + 127) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
-  operator T*() const { return data_; }
-
- private:
-  T* data_;
-};
 
 struct Candidate {
   float score, error;  // scaled units
@@ -49,72 +26,112 @@ struct Settled {
 
 inline bool better(const Settled& a, const Settled& b) { return a.key > b.key || (a.key == b.key && a.row < b.row); }
 
-struct Query {
-  double norm;    // scaled, rounded up; infinity: settle everything
-  double square;  // q.q by definition
-  double unit;    // definition -> scaled units: ip of the query's and the gallery's scale, l2 of the scale squared
-  double floor;
-  int64_t count;  // candidates
-};
-
 template <class T>
 class Collector {
  public:
-  Collector(const CollectParams& params, int64_t first, int64_t count, bool in_place, CollectReport& report)
-      : queries(count),
-        bound(params.dim, params.metric == Metric::l2, in_place),
-        p_(params),
-        first_(first),
+  Collector(const CollectParams& params, const Task& task, const Query* queries, ScanReport& report)
+      : p_(params),
+        queries_(queries),
+        first_(task.query_begin),
+        count_(task.query_end - task.query_begin),
         // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. 32 keeps cuts rare for small k.
-        capacity_(least(2 * params.k, params.gallery.rows) + 32),
+        capacity_(least(2 * params.k, params.gallery.rows) + (params.coded ? kCodedRoom : kRoom)),
         kept_((capacity_ + params.k) / 2),
-        candidates_(count * capacity_),
+        states_(count_),
+        candidates_(count_ * capacity_),
         settled_(capacity_),
         bounds_(capacity_),
         query_(params.dim + 8),
         report_(report) {}
 
-  // The scan score from which a row of norm at most `row_norm` may matter to query i, rounded down to float32.
-  float threshold(int64_t i, double row_norm) const {
-    const double limit = queries[i].floor - bound.error(queries[i].norm, row_norm);
-    return float(limit - (limit < 0 ? -limit : limit) * 0x1p-22 - 0x1p-100);
+  // What earlier blocks of the gallery have found.
+  void begin() {
+    for (int64_t i = 0; i < count_; ++i) {
+      states_[i] = {-__builtin_inf(), 0};
+      const int64_t last = (first_ + i + 1) * p_.k - 1;
+      if (p_.best_rows[last] >= 0) {
+        states_[i].floor = lowest(in_scan_units(queries_[i], {p_.best_keys[last], p_.best_rows[last]}));
+      }
+      share_floor(i);
+    }
   }
 
-  void share_floor(int64_t i) {  // with the tasks that scan other rows for this query: any valid floor is right
-    double* shared = p_.floor + first_ + i;
+  double floor(int64_t i) const { return states_[i].floor; }
+
+  void refresh() {
+    for (int64_t i = 0; p_.gallery_parts > 1 && i < count_; ++i) share_floor(i);
+  }
+
+  // The candidates so far will come again: only what they say about the floor stays.
+  void end_seed() {
+    for (int64_t i = 0; i < count_; ++i) {
+      raise_floor(i);
+      states_[i].count = 0;
+    }
+  }
+
+  // One loop over all set bits of the tile: a loop for each query would mispredict its end each time.
+  template <class Engine>
+  void take(Engine& engine, const Tile& tile) {
+    constexpr int kTogether = 64 / kN;  // queries in a word
+    const uint64_t valid = (uint64_t(1) << tile.columns) - 1;
+    for (int64_t r0 = 0; r0 < tile.queries; r0 += kTogether) {
+      uint64_t word = 0;
+      for (int64_t r = r0; r < least(r0 + kTogether, tile.queries); ++r) {
+        word |= (tile.reached[r] & valid) << (r - r0) * kN;
+      }
+      for (; word; word &= word - 1) {
+        const int bit = __builtin_ctzll(word), j = bit % kN;
+        const int64_t r = r0 + bit / kN, query = tile.query + r, slot = tile.slot + j;
+        if (add(query, engine.row(slot), tile.scores[r * kN + j], engine.error(query, slot))) engine.raised(query);
+      }
+    }
+  }
+
+  // Sorted, k of each query, -1 where there is none.
+  void finish(int64_t part) {
+    for (int64_t i = 0; i < count_; ++i) raise_floor(i);
+    if (p_.cold) bring_in();
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t n = settle(i);
+      std::sort(+settled_, settled_ + n, [](const Settled& a, const Settled& b) { return better(a, b); });
+      const int64_t at = ((first_ + i) * p_.gallery_parts + part) * p_.k;
+      for (int64_t j = 0; j < p_.k; ++j) {
+        p_.keys[at + j] = j < n ? settled_[j].key : -__builtin_inf();
+        p_.rows[at + j] = j < n ? settled_[j].row + p_.first_row : -1;
+      }
+    }
+  }
+
+ private:
+  struct State {
+    double floor;
+    int64_t count;  // candidates
+  };
+
+  // Takes the floor from the tasks that scan other rows for this query, and gives its own: any valid floor is right.
+  void share_floor(int64_t i) {
+    double* const shared = p_.floor + first_ + i;
     double seen;
     __atomic_load(shared, &seen, __ATOMIC_RELAXED);
-    while (seen < queries[i].floor &&
-           !__atomic_compare_exchange(shared, &seen, &queries[i].floor, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (seen < states_[i].floor &&
+           !__atomic_compare_exchange(shared, &seen, &states_[i].floor, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
-    if (seen > queries[i].floor) queries[i].floor = seen;
+    if (seen > states_[i].floor) states_[i].floor = seen;
   }
 
-  // Offers a row to query i; true if the floor may have risen.
-  bool add(int64_t i, int64_t row, float score, double row_norm) {
-    Query& query = queries[i];
-    const double error = bound.error(query.norm, row_norm) * (1 + 0x1p-22);
-    if (score + error < query.floor || excluded(i, row)) return false;
-    candidates_[i * capacity_ + query.count++] = {score, float(error), row};
-    if (query.count < capacity_) return false;
+  // True if the floor may have risen.
+  bool add(int64_t i, int64_t row, float score, double error) {
+    State& state = states_[i];
+    if (score + error < state.floor || excluded(i, row)) return false;
+    candidates_[i * capacity_ + state.count++] = {score, above(error), row};
+    if (state.count < capacity_) return false;
     cut(i);
     return true;
   }
 
-  void finish(int64_t i, double* keys, int64_t* rows) {
-    raise_floor(i);
-    const int64_t n = settle(i);
-    std::sort(+settled_, settled_ + n, [](const Settled& a, const Settled& b) { return better(a, b); });
-    for (int64_t j = 0; j < p_.k; ++j) {
-      keys[j] = j < n ? settled_[j].key : -__builtin_inf();
-      rows[j] = j < n ? settled_[j].row : -1;
-    }
-  }
+  static float above(double error) { return float(error * (1 + 0x1p-22)); }
 
-  Buffer<Query> queries;
-  const Bound bound;
-
- private:
   bool excluded(int64_t i, int64_t row) const {
     return (p_.query_ids && p_.query_ids[first_ + i] == p_.gallery_ids[row]) ||
            (p_.query_groups && p_.query_groups[first_ + i] == p_.gallery_groups[row]);
@@ -124,7 +141,7 @@ class Collector {
 
   // The k-th largest lower bound becomes the floor; candidates that end below it leave.
   void raise_floor(int64_t i) {
-    Query& query = queries[i];
+    State& query = states_[i];
     Candidate* const mine = candidates_ + i * capacity_;
     if (query.count >= p_.k) {
       for (int64_t j = 0; j < query.count; ++j) bounds_[j] = lowest(mine[j]);
@@ -142,12 +159,13 @@ class Collector {
 
   void cut(int64_t i) {
     raise_floor(i);
-    Query& query = queries[i];
+    State& query = states_[i];
     if (query.count <= kept_) return;
+    ++report_.cuts;
     const int64_t n = settle(i);
     double floor = __builtin_inf();
     for (int64_t j = 0; j < n; ++j) {
-      const Candidate candidate = in_scan_units(query, settled_[j]);
+      const Candidate candidate = in_scan_units(queries_[i], settled_[j]);
       candidates_[i * capacity_ + j] = candidate;
       if (lowest(candidate) < floor) floor = lowest(candidate);
     }
@@ -157,12 +175,12 @@ class Collector {
 
   // The definition of every candidate; the k best first, in no order. How many there are.
   int64_t settle(int64_t i) {
-    const Query& query = queries[i];
+    const int64_t count = states_[i].count;
     const Candidate* const mine = candidates_ + i * capacity_;
     widen_query(i);
-    const double root = __builtin_sqrt(query.square);
-    for (int64_t j = 0; j < query.count; ++j) {
-      if (j + kAhead < query.count) prefetch(gallery_row(mine[j + kAhead].row));
+    const double root = __builtin_sqrt(queries_[i].square);
+    for (int64_t j = 0; j < count; ++j) {
+      if (j + kAhead < count) prefetch(gallery_row(mine[j + kAhead].row));
       const int64_t row = mine[j].row;
       const T* x = gallery_row(row);
       double key;
@@ -174,9 +192,9 @@ class Collector {
       }
       settled_[j] = {key, row};
     }
-    report_.settled += query.count;
-    if (query.count <= p_.k) return query.count;
-    std::nth_element(+settled_, settled_ + (p_.k - 1), settled_ + query.count,
+    report_.settled += count;
+    if (count <= p_.k) return count;
+    std::nth_element(+settled_, settled_ + (p_.k - 1), settled_ + count,
                      [](const Settled& a, const Settled& b) { return better(a, b); });
     return p_.k;
   }
@@ -190,7 +208,7 @@ class Collector {
     }
     error += 0x1p-23 * __builtin_fabs(score);  // it is kept as float32
     if (!(__builtin_fabs(score) < 0x1p125) || query.norm > kLargestNorm) return {0, __builtin_inff(), settled.row};
-    return {float(score), float(error * (1 + 0x1p-22)), settled.row};
+    return {float(score), above(error), settled.row};
   }
 
   void widen_query(int64_t i);
@@ -207,13 +225,36 @@ class Collector {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
   }
 
+  // Touches the candidates' rows in ascending order: a disk likes that better than the order of the queries.
+  void bring_in() {
+    int64_t total = 0;
+    for (int64_t i = 0; i < count_; ++i) total += states_[i].count;
+    Buffer<int64_t> rows(total);
+    total = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      for (int64_t j = 0; j < states_[i].count; ++j) rows[total++] = candidates_[i * capacity_ + j].row;
+    }
+    std::sort(+rows, rows + total, [](int64_t a, int64_t b) { return a < b; });
+    constexpr int64_t kPage = 4096;
+    for (int64_t j = 0; j < total; ++j) {
+      const volatile char* const row = reinterpret_cast<const volatile char*>(gallery_row(rows[j]));
+      const int64_t bytes = p_.dim * int64_t(sizeof(T));
+      for (int64_t at = 0; at < bytes; at += kPage) (void)row[at];
+      (void)row[bytes - 1];
+    }
+  }
+
+  static constexpr int64_t kRoom = 32, kCodedRoom = 128;
+
   const CollectParams& p_;
-  const int64_t first_, capacity_, kept_;
+  const Query* const queries_;
+  const int64_t first_, count_, capacity_, kept_;
+  Buffer<State> states_;
   Buffer<Candidate> candidates_;  // [queries, capacity]
   Buffer<Settled> settled_;       // [capacity] of the query being settled
   Buffer<double> bounds_;         // [capacity] of the query being cut
   Buffer<double> query_;          // [dim] of the query being settled, zeros up to a multiple of 8
-  CollectReport& report_;
+  ScanReport& report_;
 };
 
 template <class T>

@@ -3,7 +3,8 @@
 #include <cstdint>
 
 #include "cpu/rounding.h"
-#include "cpu/scan_collect.h"
+#include "cpu/buffer.h"
+#include "cpu/scan.h"
 #include "math/bound.h"
 #include "math/settle.h"
 
@@ -54,7 +55,7 @@ struct Measure {
   float start;         // where its sums start: l2 -|x|^2/2, else 0
 };
 
-inline Measure measure_row(double squared, const CollectParams& p) {
+inline Measure measure_row(double squared, const ScanParams& p) {
   if (p.metric == Metric::cosine) {
     if (squared < 0x1p-800 || squared > 0x1p800) return {0, __builtin_inf(), 0};
     return {1 / __builtin_sqrt(squared), 1 + 0x1p-20, 0};
@@ -65,8 +66,16 @@ inline Measure measure_row(double squared, const CollectParams& p) {
   return {p.gallery_scale, norm, p.metric == Metric::l2 ? float(-half) : 0};
 }
 
-inline Query measure_query(double squared, const CollectParams& p, double& scale) {
-  Query query{__builtin_inf(), squared, 1, -__builtin_inf(), 0};
+struct Query {
+  double norm;    // in scan units, rounded up; infinity: settle everything
+  double square;  // q.q by definition
+  double unit;    // definition -> scan units: ip of the query's and the gallery's scale, l2 of the scale squared
+  // As codes, in scan units: the scale t, |t b| and |f| rounded up (scan_codes.h).
+  double step, coded, residual;
+};
+
+inline Query measure_query(double squared, const ScanParams& p, double& scale) {
+  Query query{__builtin_inf(), squared, 1, 1, 0, 0};
   scale = 0;
   if (p.metric == Metric::cosine) {
     if (squared < 0x1p-800 || squared > 0x1p800) return query;

@@ -71,14 +71,14 @@ inline bool tile(const float* queries, const float* rows, int64_t dim, const flo
   return true;
 }
 
-template <int lanes>
-inline __attribute__((always_inline)) float sum(Lanes<float, lanes> v) {
+template <class T, int lanes>
+inline __attribute__((always_inline)) T sum(Lanes<T, lanes> v) {
   if constexpr (lanes == 2) {
     return v[0] + v[1];
   } else {
-    Lanes<float, lanes / 2> half[2];
+    Lanes<T, lanes / 2> half[2];
     std::memcpy(half, &v, sizeof v);
-    return sum<lanes / 2>(half[0] + half[1]);
+    return sum<T, lanes / 2>(half[0] + half[1]);
   }
 }
 
@@ -102,18 +102,18 @@ inline void dots(const float* query, const float* const* rows, int64_t dim, floa
   }
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
-    float score = sum<kFloats>(sums[r][0] + sums[r][1]), square = sum<kFloats>(norms[r]);
+    float score = sum<float, kFloats>(sums[r][0] + sums[r][1]), square = sum<float, kFloats>(norms[r]);
     for (int64_t j = i; j < dim; ++j) score += query[j] * rows[r][j], square += rows[r][j] * rows[r][j];
     scores[r] = score;
     if constexpr (wants_squares) squares[r] = square;
   }
 }
 
-// to[i] = fl32(scale * x[i]); to has room for a multiple of 4 and the rest is set to 0.
+// to[i] = fl32(scale * x[i]), then zeros up to `padded`.
 template <class T>
-inline void scale_row(const T* x, int64_t dim, double scale, float* to) {
+inline void scale_row(const T* x, int64_t dim, double scale, float* to, int64_t padded) {
   for (int64_t i = 0; i < dim; ++i) to[i] = float(double(widen(x[i])) * scale);
-  for (int64_t i = dim; i % 4; ++i) to[i] = 0;
+  for (int64_t i = dim; i < padded; ++i) to[i] = 0;
 }
 
 // panel[i][column .. column+3] = rows[0..3][i] for i < dim; width: columns of the panel. Rows are padded to a multiple
