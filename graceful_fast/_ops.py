@@ -343,7 +343,7 @@ def scan_collect(
 
 
 def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Codes (n, code_stride) int8 of rows, facts (n, 3) float32: scale, residual, norm; (first bad row or -1, fault)."""
+    """Codes (n, code_stride) int8, facts (n, 3) float32: scale, residual, norm; (first bad row or -1, fault)."""
     codes, facts, status = _ops.scan_quantize.default(rows)
     row, fault = status.tolist()
     return codes, facts, (row, fault)
