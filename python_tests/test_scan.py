@@ -163,9 +163,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
     metric=st.sampled_from(METRICS),
     data=st.data(),
 )
-def test_any_data_any_way_gives_the_same_bits(
-    seed, kind, of_queries, queries, rows, dim, dtype, metric, data
-) -> None:
+def test_any_data_any_way_gives_the_same_bits(seed, kind, of_queries, queries, rows, dim, dtype, metric, data) -> None:
     """Whatever the scan, the threads, the blocks of the gallery and the order of the queries."""
     rng = np.random.default_rng(seed)
     k = data.draw(st.integers(1, min(rows, 50)) | st.just(rows))

@@ -165,7 +165,8 @@ std::tuple<Tensor, Tensor, Tensor> scan_quantize(const Tensor& rows) {
   float* const fact = mutable_pointer<float>(facts);
   torch::stable::parallel_for(0, int64_t(bad.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      bad[i].first = kernels.quantize(from, i * kGrain, std::min(from.rows, (i + 1) * kGrain), code, fact, bad[i].second);
+      bad[i].first =
+          kernels.quantize(from, i * kGrain, std::min(from.rows, (i + 1) * kGrain), code, fact, bad[i].second);
     }
   });
   for (const auto& [row, fault] : bad) {

@@ -27,10 +27,10 @@ struct ScanParams {
   Matrix queries, gallery;  // (Q, dim), (N, dim)
   int64_t dim;
   Metric metric;
-  bool coded;                         // scan codes of 8 bits: the given ones, else made of each chunk of rows
-  Codes codes;                        // of the gallery, made before
+  bool coded;                          // scan codes of 8 bits: the given ones, else made of each chunk of rows
+  Codes codes;                         // of the gallery, made before
   int64_t query_parts, gallery_parts;  // the grid of tasks
-  double gallery_scale, query_scale;  // powers of two that bring typical norms near 1; query_scale: l2 only, the same
+  double gallery_scale, query_scale;   // powers of two that bring typical norms near 1; query_scale: l2 only, the same
 };
 
 struct CollectParams : ScanParams {
@@ -40,19 +40,19 @@ struct CollectParams : ScanParams {
   const int64_t *query_groups, *gallery_groups;  // [Q], [N] or both null: nor a row of its own group
   bool cold;      // the gallery is a mapped file: bring candidates' rows in by ascending order before they are settled
   double* floor;  // [Q] in: -inf; a lower bound of each k-th best score in scan units, shared by the tasks
-  const double* best_keys;    // [Q, k] the best of earlier blocks: float64 scores, larger is better, best first
-  const int64_t* best_rows;   // [Q, k] -1 where there is none
-  double* keys;               // [Q, gallery_parts, k] out
-  int64_t* rows;              // [Q, gallery_parts, k] out
+  const double* best_keys;   // [Q, k] the best of earlier blocks: float64 scores, larger is better, best first
+  const int64_t* best_rows;  // [Q, k] -1 where there is none
+  double* keys;              // [Q, gallery_parts, k] out
+  int64_t* rows;             // [Q, gallery_parts, k] out
 };
 
 struct ScanReport {              // what one task found
   int64_t query = -1, row = -1;  // first bad query, first bad gallery row
   Fault query_fault = Fault::none, row_fault = Fault::none;
-  int64_t settled = 0;      // float64 scores computed
-  int64_t cuts = 0;         // times a full buffer of candidates was settled and cut
-  int64_t coded_rows = 0;   // rows scanned as codes,
-  int64_t plain_rows = 0;   // and rows scanned in float32
+  int64_t settled = 0;     // float64 scores computed
+  int64_t cuts = 0;        // times a full buffer of candidates was settled and cut
+  int64_t coded_rows = 0;  // rows scanned as codes,
+  int64_t plain_rows = 0;  // and rows scanned in float32
 };
 
 struct ScanKernels {

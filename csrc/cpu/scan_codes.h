@@ -2,8 +2,8 @@
 //
 // A row is p = s c + e, a query r = t b + f, with codes c, b:  |<r, p> - t s <b, c>| <= |t b| |e| + |f| |p|, the sum of
 // the codes' products exact in int32. Instructions multiply unsigned by signed bytes: rows are lifted by kLift, and
-// kLift times the sum of the query's codes is where its sums start. AVX2 and SSE add pairs of products in int16: queries
-// of 7 bits keep them below 2^15 (255 * 63 * 2 = 32,130).
+// kLift times the sum of the query's codes is where its sums start. AVX2 and SSE add pairs of products in int16:
+// queries of 7 bits keep them below 2^15 (255 * 63 * 2 = 32,130).
 #pragma once
 #include <cstdint>
 
@@ -40,7 +40,8 @@ GF_INLINE Ints dot4(Ints sums, Words rows, Words query) {
   return (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)rows, (int8x16_t)query);
 #else
 #pragma GCC unroll 4
-  for (int shift = 0; shift < 32; shift += 8) sums += ((Ints)(rows << (24 - shift)) >> 24) * ((Ints)(query << (24 - shift)) >> 24);
+  for (int shift = 0; shift < 32; shift += 8)
+    sums += ((Ints)(rows << (24 - shift)) >> 24) * ((Ints)(query << (24 - shift)) >> 24);
   return sums;
 #endif
 }
@@ -48,7 +49,8 @@ GF_INLINE Ints dot4(Ints sums, Words rows, Words query) {
 GF_INLINE Words broadcast_word(int32_t word) { return Words{} + uint32_t(word); }
 GF_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 
-// codes of p[0 .. count), count a multiple of kCodeAlignment; residual: |p - scale codes|, rounded up. Returns the scale.
+// codes of p[0 .. count), count a multiple of kCodeAlignment; residual: |p - scale codes|, rounded up. Returns the
+// scale.
 inline float quantize_row(const float* p, int64_t count, int levels, int8_t* codes, float& residual) {
   Floats most = {};
   for (int64_t i = 0; i < count; i += kFloats) {
@@ -70,7 +72,9 @@ inline float quantize_row(const float* p, int64_t count, int levels, int8_t* cod
   }
   // The sum of squares loses at most gamma_count, each rest 2^-23 of its value where there is no fma.
   const double slack = 1 + double(count + 16) * 0x1p-24;
-  residual = float((__builtin_sqrt(double(sum<float, kFloats>(squares))) * slack + double(largest) * __builtin_sqrt(double(count)) * 0x1p-22) * (1 + 0x1p-22));
+  residual = float((__builtin_sqrt(double(sum<float, kFloats>(squares))) * slack +
+                    double(largest) * __builtin_sqrt(double(count)) * 0x1p-22) *
+                   (1 + 0x1p-22));
   return scale;
 }
 

@@ -23,10 +23,10 @@
 namespace graceful_fast {
 namespace {
 
-constexpr int64_t kDirect = 4;                   // packing costs about as much as the products of 8 queries
-constexpr int64_t kChunkBytes = 128 << 10;       // of packed rows: a quarter of the smallest L2 (512 KiB)
-constexpr int64_t kQueryBlockBytes = 192 << 10;  // of packed queries: they share that L2 with the chunk
-constexpr int64_t kMaxChunk = 1024;              // rows, for small D: limits are refreshed once a chunk
+constexpr int64_t kDirect = 4;                         // packing costs about as much as the products of 8 queries
+constexpr int64_t kChunkBytes = 128 << 10;             // of packed rows: a quarter of the smallest L2 (512 KiB)
+constexpr int64_t kQueryBlockBytes = 192 << 10;        // of packed queries: they share that L2 with the chunk
+constexpr int64_t kMaxChunk = 1024;                    // rows, for small D: limits are refreshed once a chunk
 constexpr int64_t kFirstRest = 8, kLongestRest = 128;  // chunks in float32 after one whose codes decided too little
 
 struct Task {
@@ -140,8 +140,8 @@ class Scan {
     const Query& query = queries_[i];
     const double unit = in_place_ ? 1 : query.step;  // a tile's scores are over the query's own scale
     const double less = (even_ ? query.residual * largest_ : 0) + squares_slack() * largest_ * largest_;
-    limits_[i] = query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff()
-                                                                              : below((limit - less) / unit);
+    limits_[i] =
+        query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff() : below((limit - less) / unit);
   }
 
  private:
@@ -348,13 +348,12 @@ class Scan {
       for (int64_t slot = 0; slot < chunk.count; slot += kN) {
         for (int64_t panel = begin; panel < least(begin + block, panels_); ++panel) {
           const int64_t query = panel * kM;
-          const bool any =
-              !chunk.coded ? tile(packed_ + query * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot,
-                                  limits_ + query, scores, reached)
-              : even_      ? code_tile<true>(coded_ + query * words, codes + slot * words, words, queries, query, rows,
-                                             slot, scores, reached)
-                           : code_tile<false>(coded_ + query * words, codes + slot * words, words, queries, query, rows,
-                                              slot, scores, reached);
+          const bool any = !chunk.coded ? tile(packed_ + query * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot,
+                                               limits_ + query, scores, reached)
+                           : even_      ? code_tile<true>(coded_ + query * words, codes + slot * words, words, queries,
+                                                          query, rows, slot, scores, reached)
+                                        : code_tile<false>(coded_ + query * words, codes + slot * words, words, queries,
+                                                           query, rows, slot, scores, reached);
           if (any) offer({query, least(kM, count_ - query), slot, least(kN, chunk.count - slot), scores, reached});
         }
       }
@@ -462,7 +461,8 @@ class Scan {
       for (int64_t i = 0; i < count_; ++i) {
         code_dots(reinterpret_cast<const int8_t*>(coded_ + i * words), lines, stride_, origins_[i], products);
         for (int64_t j = 0; j < columns; ++j) {
-          scores_[i * slots() + slot + j] = float(products[j]) * fact(0)[slot + j] * float(queries_[i].step) + starts_[slot + j];
+          scores_[i * slots() + slot + j] =
+              float(products[j]) * fact(0)[slot + j] * float(queries_[i].step) + starts_[slot + j];
         }
       }
     }
@@ -479,7 +479,7 @@ class Scan {
   const Bound bound_;
   ScanReport& report_;
   Buffer<Query> queries_;
-  Buffer<float> packed_;  // [panels][dim][kM]; in place [count][dim]
+  Buffer<float> packed_;   // [panels][dim][kM]; in place [count][dim]
   Buffer<int32_t> coded_;  // [panels][words][kM]; in place [count][words]
   Buffer<float> rows_, scaled_;
   Buffer<int8_t> codes_;
@@ -487,13 +487,13 @@ class Scan {
   Buffer<float> weights_;  // [4][panels * kM] CodedQueries but the limits
   Buffer<int32_t> origins_;
   Buffer<float> starts_;
-  Buffer<float> facts_;    // [3][slots] scale, residual, norm of the chunk's rows
+  Buffer<float> facts_;  // [3][slots] scale, residual, norm of the chunk's rows
   Buffer<double> norms_;
-  Buffer<float> scores_;   // in place [count][slots]
+  Buffer<float> scores_;  // in place [count][slots]
   Ending ending_;
-  double largest_ = 0;     // norm in the chunk
-  bool even_ = false;      // the chunk's norms differ by less than a factor of 2 and rows start at 0
-  int64_t offered_ = 0;    // scores of the chunk that reached a limit
+  double largest_ = 0;   // norm in the chunk
+  bool even_ = false;    // the chunk's norms differ by less than a factor of 2 and rows start at 0
+  int64_t offered_ = 0;  // scores of the chunk that reached a limit
 };
 
 }  // namespace

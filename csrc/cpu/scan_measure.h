@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/rounding.h"
 #include "cpu/buffer.h"
+#include "cpu/rounding.h"
 #include "cpu/scan.h"
 #include "math/bound.h"
 #include "math/settle.h"
