@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -15,6 +16,9 @@ namespace {
 constexpr int64_t kMostQueriesATask = 4096;  // bounds the candidates in memory; each block reads the gallery once
 constexpr int64_t kRowsATask = 4096;         // fewer, and warming up the limits costs more than a thread brings
 constexpr int64_t kQueriesATask = 128;       // fewer, and packing the gallery costs over a tenth of a task
+constexpr int64_t kRoom = 32, kCodedRoom = 128;
+constexpr int64_t kQueriesABlock = 16;  // settled by one thread in one go
+constexpr int64_t kStatus = 7;
 constexpr int64_t kMostCandidates = int64_t(16) << 20;  // of all tasks, 16 bytes each: beyond, threads share less
 
 const int64_t* labels(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
@@ -86,9 +90,27 @@ void write_status(const std::vector<ScanReport>& reports, int64_t* status) {
 }
 
 Tensor new_status() {
-  Tensor status = empty({7}, ScalarType::Long);
-  std::fill_n(mutable_pointer<int64_t>(status), 7, 0);
+  Tensor status = empty({kStatus}, ScalarType::Long);
+  std::fill_n(mutable_pointer<int64_t>(status), kStatus, 0);
   return status;
+}
+
+// Touches the candidates' rows in ascending order: a disk likes that better than the order of the queries.
+void bring_in(const CollectParams& params) {
+  std::vector<int64_t> rows;
+  for (size_t list = 0; list < size_t(params.queries.rows * params.gallery_parts); ++list) {
+    for (int64_t j = 0; j < params.counts[list]; ++j) rows.push_back(params.candidates[list * params.capacity + j].row);
+  }
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  constexpr int64_t kPage = 4096;
+  const int64_t bytes = params.dim * element_bytes(params.gallery.type);
+  const auto* const gallery = static_cast<const volatile char*>(params.gallery.data);
+  for (const int64_t row : rows) {
+    const volatile char* const at = gallery + row * params.gallery.row_stride * element_bytes(params.gallery.type);
+    for (int64_t i = 0; i < bytes; i += kPage) (void)at[i];
+    (void)at[bytes - 1];
+  }
 }
 
 // keys, rows: the k best so far, best first, -1 where there is none; out: with this gallery's rows. See write_status.
@@ -115,35 +137,40 @@ Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::opt
   params.gallery_groups = labels(gallery_groups, "gallery_groups", n);
   params.codes = given_codes(codes, facts, n, params.dim);
   params.coded = (coded || params.codes.data) && params.dim <= kLargestCodedDim;
-  params.cold = cold;
+  params.keys = mutable_pointer<double>(keys);
+  params.rows = mutable_pointer<int64_t>(rows);
   Tensor status = new_status();
   if (q == 0 || n == 0) return status;
 
-  const int64_t k = params.k;
-  divide(params, std::min(2 * k, n) + 128);
+  // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. The rest keeps cuts rare for small k.
+  params.capacity = std::min(2 * params.k, n) + (params.coded ? kCodedRoom : kRoom);
+  divide(params, params.capacity);
   std::vector<double> floor(q, -std::numeric_limits<double>::infinity());
-  std::vector<double> part_keys(q * params.gallery_parts * k);
-  std::vector<int64_t> part_rows(q * params.gallery_parts * k);
-  double* const key = mutable_pointer<double>(keys);
-  int64_t* const row = mutable_pointer<int64_t>(rows);
-  const std::vector<double> best_keys(key, key + q * k);
-  const std::vector<int64_t> best_rows(row, row + q * k);
+  const auto candidates = std::make_unique_for_overwrite<Candidate[]>(q * params.gallery_parts * params.capacity);
+  std::vector<int64_t> counts(q * params.gallery_parts);
   params.floor = floor.data();
-  params.best_keys = best_keys.data();
-  params.best_rows = best_rows.data();
-  params.keys = part_keys.data();
-  params.rows = part_rows.data();
+  params.candidates = candidates.get();
+  params.counts = counts.data();
   const int64_t tasks = params.query_parts * params.gallery_parts;
-  std::vector<ScanReport> reports(tasks);
+  const int64_t blocks = (q + kQueriesABlock - 1) / kQueriesABlock;
+  std::vector<ScanReport> reports(tasks + blocks);
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) kernels.collect(params, task, reports[task]);
   });
   int64_t* const state = mutable_pointer<int64_t>(status);
   write_status(reports, state);
   if (state[0]) return status;
-  torch::stable::parallel_for(0, q, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernels.merge(params, i, key + i * k, row + i * k);
+  torch::stable::parallel_for(0, q, kQueriesABlock, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) kernels.trim(params, i);
   });
+  if (cold) bring_in(params);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels.settle(params, i * kQueriesABlock, std::min(q, (i + 1) * kQueriesABlock), reports[tasks + i]);
+    }
+  });
+  std::fill_n(state, kStatus, 0);
+  write_status(reports, state);
   return status;
 }
 

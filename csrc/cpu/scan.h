@@ -33,17 +33,22 @@ struct ScanParams {
   double gallery_scale, query_scale;   // powers of two that bring typical norms near 1; query_scale: l2 only, the same
 };
 
+struct Candidate {
+  float score, error;  // scan units
+  int64_t row;
+};
+
 struct CollectParams : ScanParams {
   int64_t k;                                     // may exceed N: the gallery may be a block of a larger one
   int64_t first_row;                             // number of the gallery's first row
   const int64_t *query_ids, *gallery_ids;        // [Q], [N] or both null: a query never finds a row of its own id
   const int64_t *query_groups, *gallery_groups;  // [Q], [N] or both null: nor a row of its own group
-  bool cold;      // the gallery is a mapped file: bring candidates' rows in by ascending order before they are settled
-  double* floor;  // [Q] in: -inf; a lower bound of each k-th best score in scan units, shared by the tasks
-  const double* best_keys;   // [Q, k] the best of earlier blocks: float64 scores, larger is better, best first
-  const int64_t* best_rows;  // [Q, k] -1 where there is none
-  double* keys;              // [Q, gallery_parts, k] out
-  int64_t* rows;             // [Q, gallery_parts, k] out
+  double* floor;          // [Q] in: -inf; a lower bound of each k-th best score in scan units, shared by the tasks
+  int64_t capacity;       // candidates that a task holds of a query: above k
+  Candidate* candidates;  // [Q, gallery_parts, capacity]
+  int64_t* counts;        // [Q, gallery_parts]
+  double* keys;           // [Q, k] in and out: float64 scores of the best so far, larger is better, best first
+  int64_t* rows;          // [Q, k] -1 where there is none
 };
 
 struct ScanReport {              // what one task found
@@ -58,7 +63,9 @@ struct ScanReport {              // what one task found
 struct ScanKernels {
   double (*typical_scale)(const Matrix&, int64_t dim);  // a power of two near 1/norm of the larger of some sampled rows
   void (*collect)(const CollectParams&, int64_t task, ScanReport&);
-  void (*merge)(const CollectParams&, int64_t query, double* keys, int64_t* rows);  // best_* and all parts: [k] out
+  void (*trim)(const CollectParams&, int64_t query);  // drops candidates by what all parts have found together
+  void (*settle)(const CollectParams&, int64_t query_begin, int64_t query_end,
+                 ScanReport&);  // candidates -> keys, rows
   // Codes and facts of rows begin .. end-1 of a matrix; the first bad row or -1.
   int64_t (*quantize)(const Matrix&, int64_t begin, int64_t end, int8_t* codes, float* facts, Fault&);
 };

@@ -223,10 +223,11 @@ class Scan {
   // can be the worst one, each row better than the last.
   bool scan_seed() {
     const int64_t rows = task_.row_end - task_.row_begin;
-    if (rows < 16 * chunk_) return true;
-    for (int64_t done = 0, chunks = most(1, rows / 64 / chunk_); done < chunks; ++done) {
-      const int64_t step = rows / (chunks * chunk_);
-      chunk = {task_.row_begin + done * chunk_ * step, step, chunk_, false};
+    const int64_t rows_a_chunk = p_.coded ? coded_chunk_ : chunk_;
+    if (rows < 16 * rows_a_chunk) return true;
+    for (int64_t done = 0, chunks = most(1, rows / 64 / rows_a_chunk); done < chunks; ++done) {
+      const int64_t step = rows / (chunks * rows_a_chunk);
+      chunk = {task_.row_begin + done * rows_a_chunk * step, step, rows_a_chunk, p_.coded};
       if (!scan_chunk()) return false;
     }
     ending_.end_seed();
