@@ -143,7 +143,7 @@ Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::opt
   if (q == 0 || n == 0) return status;
 
   // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. The rest keeps cuts rare for small k.
-  params.capacity = std::min(2 * params.k, n) + (params.coded ? kCodedRoom : kRoom);
+  params.capacity = std::min((params.coded ? 6 : 2) * params.k, n) + (params.coded ? kCodedRoom : kRoom);
   divide(params, params.capacity);
   std::vector<double> floor(q, -std::numeric_limits<double>::infinity());
   const auto candidates = std::make_unique_for_overwrite<Candidate[]>(q * params.gallery_parts * params.capacity);

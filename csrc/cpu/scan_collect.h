@@ -16,6 +16,11 @@ namespace {
 
 inline double lowest(const Candidate& candidate) { return double(candidate.score) - candidate.error; }
 
+inline float lowest_float(const Candidate& candidate) {
+  const double bound = lowest(candidate);
+  return float(bound - __builtin_fabs(bound) * 0x1p-23 - 0x1p-120);
+}
+
 inline float above(double error) { return float(error * (1 + 0x1p-22)); }
 
 inline Candidate in_scan_units(const Query& query, const Settled& settled, Metric metric) {
@@ -30,11 +35,33 @@ inline Candidate in_scan_units(const Query& query, const Settled& settled, Metri
   return {float(score), above(error), settled.row};
 }
 
-// The k-th largest lower bound, -infinity where there are fewer; `bounds` is scratch.
-inline double kth_bound(double* bounds, int64_t count, int64_t k) {
+// A value that at least k of the lower bounds reach, and hardly more: their k-th largest by bisection, since counting
+// what reaches a value is many times cheaper than selecting. -infinity where there are fewer. `bounds` has room for a
+// vector more than `count`.
+inline double kth_bound(float* bounds, int64_t count, int64_t k) {
+  constexpr int kSteps = 16;
   if (count < k) return -__builtin_inf();
-  std::nth_element(bounds, bounds + (k - 1), bounds + count, [](double a, double b) { return a > b; });
-  return bounds[k - 1];
+  for (int64_t j = count; j % kFloats; ++j) bounds[j] = -__builtin_inff();
+  const auto reaching = [&](float value) {
+    Ints total = {};
+    for (int64_t j = 0; j < count; j += kFloats) total -= load<Floats>(bounds + j) >= broadcast(value);
+    return sum<int32_t, kFloats>(total);
+  };
+  float low = __builtin_inff(), high = -__builtin_inff();
+  for (int64_t j = 0; j < count; ++j) {
+    if (bounds[j] > -__builtin_inff() && bounds[j] < low) low = bounds[j];
+    if (bounds[j] > high) high = bounds[j];
+  }
+  if (reaching(low) < k) return -__builtin_inf();
+  if (reaching(high) >= k) return high;
+  for (int step = 0; step < kSteps; ++step) {
+    const float middle = low + (high - low) / 2;
+    if (middle <= low || middle >= high) break;
+    const int64_t many = reaching(middle);
+    (many >= k ? low : high) = middle;
+    if (many == k) break;
+  }
+  return low;
 }
 
 // Drops what ends below the floor; how many stay.
@@ -59,7 +86,7 @@ class Collector {
         kept_((params.capacity + params.k) / 2),
         states_(count_),
         settled_(params.capacity),
-        bounds_(params.capacity),
+        bounds_(params.capacity + kFloats),
         definition_(params),
         report_(report) {}
 
@@ -109,7 +136,7 @@ class Collector {
 
   void finish() {
     for (int64_t i = 0; i < count_; ++i) {
-      raise_floor(i);
+      share_floor(i);
       p_.counts[(first_ + i) * p_.gallery_parts + part_] = states_[i].count;
     }
   }
@@ -154,7 +181,7 @@ class Collector {
   void raise_floor(int64_t i) {
     State& state = states_[i];
     Candidate* const mine = candidates(i);
-    for (int64_t j = 0; j < state.count; ++j) bounds_[j] = lowest(mine[j]);
+    for (int64_t j = 0; j < state.count; ++j) bounds_[j] = lowest_float(mine[j]);
     const double floor = kth_bound(bounds_, state.count, p_.k);
     if (floor > state.floor) state.floor = floor;
     share_floor(i);
@@ -189,7 +216,7 @@ class Collector {
   const int64_t first_, part_, count_, kept_;
   Buffer<State> states_;
   Buffer<Settled> settled_;  // [capacity] of the query being settled
-  Buffer<double> bounds_;    // [capacity] of the query being cut
+  Buffer<float> bounds_;     // [capacity] of the query being cut
   Definition<T> definition_;
   ScanReport& report_;
 };
@@ -200,10 +227,10 @@ inline void trim(const CollectParams& p, int64_t query) {
   int64_t* const counts = p.counts + query * p.gallery_parts;
   int64_t total = 0;
   for (int64_t part = 0; part < p.gallery_parts; ++part) total += counts[part];
-  Buffer<double> bounds(total);
+  Buffer<float> bounds(total + kFloats);
   int64_t at = 0;
   for (int64_t part = 0; part < p.gallery_parts; ++part) {
-    for (int64_t j = 0; j < counts[part]; ++j) bounds[at++] = lowest(candidates[part * p.capacity + j]);
+    for (int64_t j = 0; j < counts[part]; ++j) bounds[at++] = lowest_float(candidates[part * p.capacity + j]);
   }
   const double joint = kth_bound(bounds, total, p.k), floor = joint > p.floor[query] ? joint : p.floor[query];
   for (int64_t part = 0; part < p.gallery_parts; ++part) {
