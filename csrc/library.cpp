@@ -45,6 +45,15 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
   m.def(
       "scan_collect(Tensor queries, Tensor gallery, Tensor? codes, Tensor? facts, Tensor(a!) keys, Tensor(b!) rows, "
       "int first_row, int metric, Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, "
-      "Tensor? gallery_groups, bool coded, bool cold) -> Tensor status");
+      "Tensor? gallery_groups, bool coded) -> Tensor status");
+  // The same where the originals are elsewhere: what may be among the best by the codes alone; and its settlement, once
+  // those rows are taken: `places` among them.
+  m.def(
+      "scan_shortlist(Tensor queries, Tensor codes, Tensor facts, Tensor keys, Tensor rows, int metric, "
+      "Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, Tensor? gallery_groups) "
+      "-> (Tensor offsets, Tensor listed, Tensor status)");
+  m.def(
+      "scan_settle(Tensor queries, Tensor taken, Tensor numbers, Tensor offsets, Tensor places, Tensor(a!) keys, "
+      "Tensor(b!) rows, int metric) -> Tensor status");
   m.def("scan_quantize(Tensor rows) -> (Tensor codes, Tensor facts, Tensor status)");
 }

@@ -43,12 +43,14 @@ struct CollectParams : ScanParams {
   int64_t first_row;                             // number of the gallery's first row
   const int64_t *query_ids, *gallery_ids;        // [Q], [N] or both null: a query never finds a row of its own id
   const int64_t *query_groups, *gallery_groups;  // [Q], [N] or both null: nor a row of its own group
-  double* floor;          // [Q] in: -inf; a lower bound of each k-th best score in scan units, shared by the tasks
-  int64_t capacity;       // candidates that a task holds of a query: above k
-  Candidate* candidates;  // [Q, gallery_parts, capacity]
-  int64_t* counts;        // [Q, gallery_parts]
-  double* keys;           // [Q, k] in and out: float64 scores of the best so far, larger is better, best first
-  int64_t* rows;          // [Q, k] -1 where there is none
+  bool deferred;           // only codes are at hand: nothing can be settled yet, a buffer that stays full ends the scan
+  double* floor;           // [Q] in: -inf; a lower bound of each k-th best score in scan units, shared by the tasks
+  int64_t capacity;        // candidates that a task holds of a query: above k
+  Candidate* candidates;   // [Q, gallery_parts, capacity]
+  int64_t* counts;         // [Q, gallery_parts]
+  double* keys;            // [Q, k] in and out: float64 scores of the best so far, larger is better, best first
+  int64_t* rows;           // [Q, k] -1 where there is none
+  const int64_t* numbers;  // [N] or null: rows are first_row, first_row + 1, ...
 };
 
 struct ScanReport {              // what one task found
@@ -58,10 +60,12 @@ struct ScanReport {              // what one task found
   int64_t cuts = 0;        // times a full buffer of candidates was settled and cut
   int64_t coded_rows = 0;  // rows scanned as codes,
   int64_t plain_rows = 0;  // and rows scanned in float32
+  bool overflow = false;   // of a deferred scan
 };
 
 struct ScanKernels {
   double (*typical_scale)(const Matrix&, int64_t dim);  // a power of two near 1/norm of the larger of some sampled rows
+  double (*typical_scale_of_codes)(const Codes&, int64_t rows);
   void (*collect)(const CollectParams&, int64_t task, ScanReport&);
   void (*trim)(const CollectParams&, int64_t query);  // drops candidates by what all parts have found together
   void (*settle)(const CollectParams&, int64_t query_begin, int64_t query_end,

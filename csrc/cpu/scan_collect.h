@@ -165,7 +165,7 @@ class Collector {
   // True if the floor may have risen.
   bool add(int64_t i, int64_t row, float score, double error) {
     State& state = states_[i];
-    if (score + error < state.floor || excluded(i, row)) return false;
+    if (score + error < state.floor || excluded(i, row) || report_.overflow) return false;
     candidates(i)[state.count++] = {score, above(error), row};
     if (state.count < p_.capacity) return false;
     cut(i);
@@ -192,6 +192,10 @@ class Collector {
     raise_floor(i);
     State& state = states_[i];
     if (state.count <= kept_) return;
+    if (p_.deferred) {
+      report_.overflow = true;
+      return;
+    }
     ++report_.cuts;
     report_.settled += state.count;
     Candidate* const mine = candidates(i);
@@ -255,7 +259,7 @@ void settle_queries(const CollectParams& p, int64_t begin, int64_t end, ScanRepo
       const Candidate* const candidates = p.candidates + (query * p.gallery_parts + part) * p.capacity;
       definition.each(
           found, [&](int64_t j) { return candidates[j].row; },
-          [&](int64_t j, Settled s) { all[count + j] = {s.key, s.row + p.first_row}; });
+          [&](int64_t j, Settled s) { all[count + j] = {s.key, p.numbers ? p.numbers[s.row] : s.row + p.first_row}; });
       count += found;
       report.settled += found;
     }

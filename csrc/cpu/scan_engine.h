@@ -105,7 +105,8 @@ class Scan {
       if (!scan_chunk()) return false;
       (coded ? report_.coded_rows : report_.plain_rows) += chunk.count;
       if (coded && row > task_.row_begin) {
-        const bool too_little = offered_ > chunk.count * count_ * p_.dim / 4096;  // where float32 would be cheaper
+        const bool too_little =
+            p_.gallery.data && offered_ > chunk.count * count_ * p_.dim / 4096;  // where float32 would be cheaper
         rest = too_little ? next_rest : 0;
         next_rest = too_little ? least(2 * next_rest, kLongestRest) : kFirstRest;
       }
@@ -240,7 +241,7 @@ class Scan {
     if (!(chunk.coded ? pack_codes() : pack_rows())) return false;
     refresh_limits();
     scan_packed();
-    return true;
+    return !report_.overflow;
   }
 
   // False on a bad row.
@@ -469,7 +470,7 @@ class Scan {
     }
     refresh_limits();
     offer_in_place();
-    return true;
+    return !report_.overflow;
   }
 
   const ScanParams& p_;

@@ -52,6 +52,7 @@ int64_t quantize(const Matrix& matrix, int64_t begin, int64_t end, int8_t* codes
 
 }  // namespace
 
-extern const ScanKernels GF_TABLE(scan) = {typical_scale, collect, trim_query, settle, quantize};
+extern const ScanKernels GF_TABLE(scan) = {typical_scale, typical_scale_of_codes, collect, trim_query, settle,
+                                           quantize};
 
 }  // namespace graceful_fast
