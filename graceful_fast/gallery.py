@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import gallery_prepared
+from . import gallery_prepared, gallery_writing
 from ._arrays import as_numpy
-from .gallery_rows import ITEMSIZE, ArrayRows, Blocks, Rows
+from .gallery_rows import ITEMSIZE, ArrayRows, Blocks, Rows, check_range
 from .gallery_sources import open_rows
 
 if TYPE_CHECKING:
@@ -33,14 +33,13 @@ class Gallery:
         nbytes: bytes of all rows.
         array: (N, dim) tensor where the rows lie in memory, else None.
         codes: the int8 copy of a prepared gallery, else None: `codes.blocks(rows, start, stop)` yields
-            (first row, codes (n, stride) int8, meta (n, 3) float32: scale, norm of the residual, norm of the row).
+            (first row, codes (n, stride) int8, facts (n, 3) float32: scale, norm of the residual, norm of the row).
         model: name of the model that a prepared gallery was made with, or None.
     """
 
-    def __init__(self, rows: Rows, prepared: gallery_prepared.Prepared | None = None, home: Path | None = None) -> None:
+    def __init__(self, rows: Rows, prepared: gallery_prepared.Prepared | None = None) -> None:
         self._rows = rows
         self._prepared = prepared
-        self._home = home
 
     @classmethod
     def open(
@@ -106,7 +105,7 @@ class Gallery:
         if model is not None and model != (prepared.model if prepared else None):
             got = f"one of {prepared.model!r}" if prepared else "one that is not prepared and so names no model"
             raise ValueError(f"{what}: expected a gallery of model {model!r}, got {got}")
-        return cls(rows, prepared, home)
+        return cls(rows, prepared)
 
     def __len__(self) -> int:
         if self._rows.rows is None:
@@ -158,11 +157,7 @@ class Gallery:
                 pass over a stream.
             OSError: a file that changed since it was opened, or cannot be read.
         """
-        known = self._rows.rows
-        if rows < 1:
-            raise ValueError(f"rows: expected at least 1, got {rows}")
-        if not 0 <= start <= (start if stop is None else stop) <= (sys.maxsize if known is None else known):
-            raise ValueError(f"start, stop: expected 0 <= start <= stop <= {known}, got {start} and {stop}")
+        check_range(rows, start, stop, self._rows.rows)
         self.check_unchanged()
         return self._rows.blocks(rows, start, stop)
 
@@ -197,7 +192,7 @@ class Gallery:
 
     def check_unchanged(self) -> None:
         """OSError, with sizes and times of modification, if a file has changed since it was opened."""
-        codes = (*self.codes.codes.files, *self.codes.meta.files) if self.codes else ()
+        codes = (*self.codes.codes.files, *self.codes.facts.files) if self.codes else ()
         for state in (*self._rows.files, *codes):
             state.check()
 
@@ -207,9 +202,9 @@ class Gallery:
         Raises:
             ValueError: the gallery is not prepared, or a file differs, which is named.
         """
-        if self._prepared is None or self._home is None:
+        if self._prepared is None:
             raise ValueError("gallery: expected a prepared gallery, got one without checksums")
-        gallery_prepared.verify(self._prepared, self._home)
+        self._prepared.verify()
 
     def prepare(
         self,
@@ -255,9 +250,10 @@ class Gallery:
             raise ValueError(f"block_bytes: expected at least 1, got {block_bytes}")
         self.check_unchanged()
         told = progress if callable(progress) else _print_progress if progress else None
-        block_rows = max(1, block_bytes // (self.dim * ITEMSIZE[self._rows.dtype]))
-        gallery_prepared.prepare(self._rows, Path(directory), model, block_rows, told)
-        return Gallery.open(Path(directory), model=model)
+        block_rows = max(1, block_bytes // (self.dim * max(4, ITEMSIZE[self._rows.dtype])))
+        home = Path(os.path.realpath(directory))
+        gallery_writing.prepare(self._rows, home, model, block_rows, told)
+        return Gallery.open(home, model=model)
 
 
 def _home_of(source: Any) -> Path | None:

@@ -28,15 +28,18 @@ def safetensors(path: Path, key: str | None) -> FileRows:
     with naming(path, "a header of JSON"):
         header = dict(json.loads(text, object_pairs_hook=_without_repeats))
         header.pop("__metadata__", None)
-        tensors = {name: (t["dtype"], t["shape"], *map(int, t["data_offsets"])) for name, t in header.items()}
-    name = _choose(path, key, {name: tensor[1] for name, tensor in tensors.items()})
-    dtype, shape, begin, end = tensors[name]
+        ends = [tensor["data_offsets"][1] for tensor in header.values()]
+        shapes = {name: tensor["shape"] for name, tensor in header.items()}
+    name = _choose(path, key, shapes)
+    with naming(path, "dtype, shape and two data_offsets of each tensor"):
+        dtype, shape, (begin, end) = (header[name][field] for field in ("dtype", "shape", "data_offsets"))
+        if not all(type(n) is int and n >= 0 for n in (begin, *ends)):
+            raise ValueError(f"offsets {begin!r} to {end!r}")
     if dtype not in _SAFETENSORS:
         raise ValueError(f"{path}: tensor {name!r}: expected a dtype of {', '.join(_SAFETENSORS)}, got {dtype!r}")
     rows, dim = shape_2d(shape, f"{path}: tensor {name!r}")
     data = 8 + length
-    last = data + max(tensor[3] for tensor in tensors.values())
-    if begin < 0 or last != state.size:
+    if (last := data + max(ends)) != state.size:
         raise ValueError(f"{path}: expected {last} bytes (the end of its last tensor), got {state.size}")
     return fixed("safetensors", state, data + begin, rows, dim, _SAFETENSORS[dtype], data + end)
 
@@ -44,11 +47,10 @@ def safetensors(path: Path, key: str | None) -> FileRows:
 def torch_file(path: Path, key: str | None) -> FileRows:
     """A tensor of a file of torch.save, or of a mapping in one, read in place; nothing else is unpickled."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     state = FileState.of(path)
-    with naming(path, "a file of torch.save that holds tensors only"), FakeTensorMode():
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # shapes and offsets, no values
+    with naming(path, "a file of torch.save that holds tensors only"):
+        loaded = torch.load(path, map_location="meta", weights_only=True)  # shapes and offsets, no values
     tensors = loaded if isinstance(loaded, Mapping) else {"": loaded}
     name = _choose(path, key, {n: tuple(t.shape) for n, t in tensors.items() if isinstance(t, torch.Tensor)})
     tensor = tensors[name]

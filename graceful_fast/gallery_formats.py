@@ -106,11 +106,11 @@ def faiss_flat(path: Path) -> FileRows:
         head = file.read(37)
         if head[:4] not in FAISS_FLAT or len(head) < 37:
             raise ValueError(f"{path}: expected a flat FAISS index (IxFI, IxF2, IxFl), got {head[:4]!r}")
-        dim, rows, metric = struct.unpack("<iq17xi", head[4:])
+        dim, rows, trained, metric = struct.unpack("<iq16xBi", head[4:])
         if metric > 1:
             file.read(4)  # the metric's argument
         count = file.read(8)
-        if dim < 1 or rows < 0 or int.from_bytes(count, "little") != rows * dim:
+        if dim < 1 or rows < 0 or trained > 1 or int.from_bytes(count, "little") != rows * dim:
             got = f"{rows} rows of dim {dim} and {int.from_bytes(count, 'little')} values"
             raise ValueError(f"{path}: expected rows * dim values of a positive dim, got {got}")
         return fixed("faiss", state, file.tell(), rows, dim, "float32")

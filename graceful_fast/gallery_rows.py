@@ -1,6 +1,7 @@
 """Where a gallery's rows come from: fixed offsets in files, an array in memory, or a stream of batches."""
 
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +30,10 @@ class FileState(NamedTuple):
     def of(cls, path: Path) -> "FileState":
         """The state now; OSError that starts with the path unless it is a regular file."""
         try:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: no such file")
             if not path.is_file():
-                what = "something that is no regular file" if path.exists() else "no such file"
-                raise FileNotFoundError(f"{path}: expected a gallery file, got {what}")
+                raise OSError(f"{path}: expected a gallery file, got something that is no regular file")
             stat = path.stat()
         except OSError as error:
             raise error if error.strerror is None else OSError(f"{path}: {error.strerror}") from error
@@ -243,6 +245,14 @@ class StreamRows:
                 taken[low:high] = block[torch.from_numpy(rows[low:high] - first)]
             done += n
         return taken
+
+
+def check_range(rows: int, start: int, stop: int | None, total: int | None) -> None:
+    """ValueError unless blocks of `rows` rows of [start, stop) can be had of `total`."""
+    if rows < 1:
+        raise ValueError(f"rows: expected at least 1, got {rows}")
+    if not 0 <= start <= (start if stop is None else stop) <= (sys.maxsize if total is None else total):
+        raise ValueError(f"start, stop: expected 0 <= start <= stop <= {total}, got {start} and {stop}")
 
 
 def dtype_name(dtype: Any, source: object) -> str:
