@@ -116,7 +116,14 @@ def hdf5(path: Path, key: str | None) -> Rows:
         rows, dim = shape_2d(dataset.shape, where)
         dtype = dtype_name(dataset.dtype, where)
         offset = dataset.id.get_offset()
-        if offset is not None and dataset.chunks is None and not dataset.external and not dataset.is_virtual:
+        as_stored = dataset.id.get_type() == h5py.h5t.py_create(np.dtype(dtype))  # HDF5 has floats of any layout
+        if (
+            offset is not None
+            and dataset.chunks is None
+            and not dataset.external
+            and not dataset.is_virtual
+            and as_stored
+        ):
             return fixed("hdf5", state, offset, rows, dim, dtype, offset + rows * dim * ITEMSIZE[dtype])
 
     def read(start: int, stop: int | None, count: int) -> Iterator[np.ndarray]:
