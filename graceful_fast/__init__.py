@@ -18,6 +18,7 @@ _HOME = {
     "global_count": "_ranks",
     "knn": "search",
     "Neighbors": "search",
+    "Gallery": "gallery",
     "count_flips": "flips",
     "FlipCounts": "flips",
     "NegativeFlipRate": "flip_metrics",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ._ranks import global_count
     from .flip_metrics import NegativeFlipRate, RelativeNegativeFlipRate
     from .flips import FlipCounts, count_flips
+    from .gallery import Gallery
     from .linear_losses import LinearFocalDistillationLoss, linear_focal_distillation_loss
     from .losses import FocalDistillationLoss, InfluenceLoss, focal_distillation_loss, influence_loss
     from .search import Neighbors, knn
