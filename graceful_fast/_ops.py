@@ -289,6 +289,10 @@ METRICS = {"ip": 0, "l2": 1, "cosine": 2}
 """Numbers of the metrics, as in csrc/cpu/scan.h."""
 
 
+CANDIDATE_BYTES = 256 << 20
+"""What rows that are not settled yet may take: beyond, threads share the queries instead of the gallery."""
+
+
 class ScanStatus(NamedTuple):
     """What a scan op found, as numbered in csrc/cpu/scan.cpp."""
 
@@ -349,10 +353,12 @@ def scan_collect(
     ids: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     groups: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     coded: bool = False,
+    candidate_bytes: int = CANDIDATE_BYTES,
 ) -> ScanStatus:
     """Brings a block of the gallery into `keys` and `rows`, the (Q, k) best so far; see csrc/library.cpp."""
+    labels = (*ids, *groups)
     status = _ops.scan_collect.default(
-        queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *ids, *groups, coded
+        queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *labels, coded, candidate_bytes
     )
     return ScanStatus(*status.tolist())
 
@@ -366,9 +372,12 @@ def scan_shortlist(
     *,
     ids: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     groups: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    candidate_bytes: int = CANDIDATE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor, ScanStatus]:
     """Rows of the codes that may be among the best of each query, from offsets[i] to offsets[i + 1] of the second."""
-    offsets, listed, status = _ops.scan_shortlist.default(queries, *codes, keys, rows, METRICS[metric], *ids, *groups)
+    offsets, listed, status = _ops.scan_shortlist.default(
+        queries, *codes, keys, rows, METRICS[metric], *ids, *groups, candidate_bytes
+    )
     return offsets, listed, ScanStatus(*status.tolist())
 
 

@@ -438,11 +438,11 @@ def test_the_ops_are_registered_correctly(labels: bool, coded: bool) -> None:
     some = [torch.arange(5), torch.arange(90)] if labels else [None, None]
     codes = torch.ops.graceful_fast.scan_quantize(gallery)[:2] if coded else (None, None)
     state = search.no_neighbors(5, 4)
-    arguments = (torch.randn(5, 12), gallery, *codes, *state, 7, 2, *some, *some, coded)
+    arguments = (torch.randn(5, 12), gallery, *codes, *state, 7, 2, *some, *some, coded, 1 << 20)
     torch.library.opcheck(torch.ops.graceful_fast.scan_collect.default, arguments)
     torch.library.opcheck(torch.ops.graceful_fast.scan_quantize.default, (gallery,))
     if coded:
-        arguments = (arguments[0], *codes, *state, 2, *some, *some)
+        arguments = (arguments[0], *codes, *state, 2, *some, *some, 1 << 20)
         torch.library.opcheck(torch.ops.graceful_fast.scan_shortlist.default, arguments)
         taken = (arguments[0], gallery[:3], torch.arange(3), torch.tensor([0, 1, 1, 1, 2, 3]), torch.tensor([2, 1, 0]))
         torch.library.opcheck(torch.ops.graceful_fast.scan_settle.default, (*taken, *state, 2))

@@ -18,7 +18,6 @@ constexpr int64_t kRowsATask = 4096;         // fewer, and warming up the limits
 constexpr int64_t kQueriesATask = 128;       // fewer, and packing the gallery costs over a tenth of a task
 constexpr int64_t kQueriesABlock = 16;       // settled by one thread in one go
 constexpr int64_t kStatus = 8;
-constexpr int64_t kMostCandidates = int64_t(16) << 20;  // of all tasks, 16 bytes each: beyond, threads share less
 
 const int64_t* labels(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
   if (!tensor) return nullptr;
@@ -57,11 +56,11 @@ void use_queries(ScanParams& params, const ScanKernels& kernels, const Tensor& q
 }
 
 // Threads share the gallery first, so that each row is packed once.
-void divide(ScanParams& params, int64_t candidates_a_query) {
+void divide(ScanParams& params, int64_t candidates_a_query, int64_t most_candidates) {
   const int64_t q = params.queries.rows, threads = torch::stable::get_num_threads();
   const int64_t rows_a_task = std::max(kRowsATask, 4 * candidates_a_query);
   params.gallery_parts = std::clamp<int64_t>(
-      std::min(params.gallery.rows / rows_a_task, kMostCandidates / (q * candidates_a_query)), 1, threads);
+      std::min(params.gallery.rows / rows_a_task, most_candidates / (q * candidates_a_query)), 1, threads);
   params.query_parts = std::max((q + kMostQueriesATask - 1) / kMostQueriesATask,
                                 std::min(threads / params.gallery_parts, (q + kQueriesATask - 1) / kQueriesATask));
 }
@@ -98,10 +97,13 @@ Tensor new_status() {
 // The candidates of a scan and what its tasks report.
 class Collection {
  public:
-  Collection(CollectParams& params, const ScanKernels& kernels, int64_t k_fold, int64_t room)
+  // k_fold: a staler floor lets more rows in, a fresher one costs more cuts. The room keeps cuts rare for small k.
+  Collection(CollectParams& params, const ScanKernels& kernels, int64_t k_fold, int64_t room, int64_t bytes)
       : p_(params), kernels_(kernels), floor_(params.queries.rows, -std::numeric_limits<double>::infinity()) {
-    p_.capacity = std::min(k_fold * p_.k, p_.gallery.rows) + room;
-    divide(p_, p_.capacity);
+    const int64_t least = std::min(p_.k, p_.gallery.rows) + 32, most = bytes / int64_t(sizeof(Candidate));
+    const int64_t wanted = std::min(k_fold * p_.k, p_.gallery.rows) + room;
+    p_.capacity = std::max(least, std::min(wanted, most / p_.queries.rows));
+    divide(p_, p_.capacity, most);
     const int64_t lists = p_.queries.rows * p_.gallery_parts;
     candidates_ = std::make_unique_for_overwrite<Candidate[]>(lists * p_.capacity);
     counts_.resize(lists);
@@ -172,7 +174,7 @@ void use_best(CollectParams& params, const Tensor& keys, const Tensor& rows) {
 Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::optional<Tensor>& codes,
                     const std::optional<Tensor>& facts, Tensor keys, Tensor rows, int64_t first_row, int64_t metric,
                     const Labels& query_ids, const Labels& gallery_ids, const Labels& query_groups,
-                    const Labels& gallery_groups, bool coded) {
+                    const Labels& gallery_groups, bool coded, int64_t candidate_bytes) {
   const ScanKernels& kernels = GF_CHOOSE_TABLE(scan);
   CollectParams params{};
   params.gallery = matrix(gallery, "scan", "gallery");
@@ -184,8 +186,7 @@ Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::opt
   params.coded = (coded || params.codes.data) && params.dim <= kLargestCodedDim;
   Tensor status = new_status();
   if (params.queries.rows == 0 || params.gallery.rows == 0) return status;
-  // A staler floor lets more rows in, a fresher one costs more cuts. The room keeps cuts rare for small k.
-  Collection found(params, kernels, params.coded ? 6 : 2, params.coded ? 128 : 32);
+  Collection found(params, kernels, params.coded ? 6 : 2, params.coded ? 128 : 32, candidate_bytes);
   int64_t* const state = mutable_pointer<int64_t>(status);
   if (found.scan(state)) settle(params, kernels, state);
   return status;
@@ -195,7 +196,8 @@ Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::opt
 std::tuple<Tensor, Tensor, Tensor> scan_shortlist(const Tensor& queries, const Tensor& codes, const Tensor& facts,
                                                   const Tensor& keys, const Tensor& rows, int64_t metric,
                                                   const Labels& query_ids, const Labels& gallery_ids,
-                                                  const Labels& query_groups, const Labels& gallery_groups) {
+                                                  const Labels& query_groups, const Labels& gallery_groups,
+                                                  int64_t candidate_bytes) {
   const ScanKernels& kernels = GF_CHOOSE_TABLE(scan);
   CollectParams params{};
   params.gallery = {nullptr, queries.size(1), codes.size(0), queries.size(1), Element::float32};
@@ -210,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_shortlist(const Tensor& queries, const T
   int64_t* const offset = mutable_pointer<int64_t>(offsets);
   std::fill_n(offset, q + 1, 0);
   if (q == 0 || params.gallery.rows == 0) return {offsets, empty({0}, ScalarType::Long), status};
-  Collection found(params, kernels, 8, 1024);
+  Collection found(params, kernels, 8, 1024, candidate_bytes);
   const bool whole = found.scan(mutable_pointer<int64_t>(status));
   for (int64_t i = 0; whole && i < q; ++i) {
     offset[i + 1] = offset[i];

@@ -102,6 +102,13 @@ class Collector {
     }
   }
 
+  bool wants_seed() const {  // some query knows nothing yet
+    for (int64_t i = 0; i < count_; ++i) {
+      if (states_[i].floor == -__builtin_inf()) return true;
+    }
+    return false;
+  }
+
   double floor(int64_t i) const { return states_[i].floor; }
 
   void refresh() {

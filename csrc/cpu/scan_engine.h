@@ -8,7 +8,8 @@
 // An ending has
 //   double floor(i)              the score, in scan units, from which a row matters to query i
 //   take(engine, tile)           some scores; engine.error, engine.row, engine.raised serve it
-//   refresh()                    before each chunk
+//   begin(), refresh()           before the scan, before each chunk
+//   wants_seed(), end_seed()     whether and when some rows from all over were scanned for a first floor
 #pragma once
 #include <type_traits>
 
@@ -93,10 +94,10 @@ class Scan {
   Ending& ending() { return ending_; }
 
   // False on a bad query or row.
-  bool run(bool seed) {
+  bool run() {
     if (!pack_queries()) return false;
     ending_.begin();
-    if (seed && !scan_seed()) return false;
+    if (ending_.wants_seed() && !scan_seed()) return false;
     int64_t rest = 0, next_rest = kFirstRest;
     for (int64_t row = task_.row_begin; row < task_.row_end; row += chunk.count) {
       const bool coded = p_.coded && rest == 0;

@@ -12,7 +12,7 @@ void collect(const CollectParams& params, int64_t index, ScanReport& report) {
   if (task.query_begin == task.query_end) return;
   with_elements(params.gallery, [&]<class T>(const T*) {
     Scan<T, Collector<T>> scan(params, task, report);
-    if (scan.run(true)) scan.ending().finish();
+    if (scan.run()) scan.ending().finish();
   });
 }
 
