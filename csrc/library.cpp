@@ -41,7 +41,8 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "int first_class) -> Tensor shrink");
 
   // keys, rows: the k best gallery rows of each query so far; out: with this block of the gallery, whose first row has
-  // the number first_row. codes, facts: of scan_quantize. candidate_bytes: for rows not settled yet, about. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
+  // the number first_row. codes, facts: of scan_quantize. candidate_bytes: for rows not settled yet, about. metric: 0
+  // ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
   m.def(
       "scan_collect(Tensor queries, Tensor gallery, Tensor? codes, Tensor? facts, Tensor(a!) keys, Tensor(b!) rows, "
       "int first_row, int metric, Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, "

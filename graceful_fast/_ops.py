@@ -336,6 +336,11 @@ def _scan_quantize_fake(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     )
 
 
+def threads() -> int:
+    """How many threads the ops use."""
+    return torch.get_num_threads()
+
+
 def code_stride(dim: int) -> int:
     """Bytes of a row of codes: `dim` rounded up to a multiple of 16."""
     return (dim + 15) // 16 * 16
@@ -356,11 +361,8 @@ def scan_collect(
     candidate_bytes: int = CANDIDATE_BYTES,
 ) -> ScanStatus:
     """Brings a block of the gallery into `keys` and `rows`, the (Q, k) best so far; see csrc/library.cpp."""
-    labels = (*ids, *groups)
-    status = _ops.scan_collect.default(
-        queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *labels, coded, candidate_bytes
-    )
-    return ScanStatus(*status.tolist())
+    arguments = (queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *ids, *groups)
+    return ScanStatus(*_ops.scan_collect.default(*arguments, coded, candidate_bytes).tolist())
 
 
 def scan_shortlist(

@@ -3,23 +3,19 @@
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import gallery_prepared, gallery_writing
-from ._arrays import as_numpy
+from ._arrays import as_numpy, bytes_of
+from ._progress import Progress, progress_of
 from .gallery_rows import ITEMSIZE, ArrayRows, Blocks, Rows, check_range
 from .gallery_sources import open_rows
 
 if TYPE_CHECKING:
     import torch
-
-Progress = Callable[[int, int | None], None]
-"""Called with rows done and rows in all (None while a stream has not said)."""
 
 
 class Gallery:
@@ -37,9 +33,15 @@ class Gallery:
         model: name of the model that a prepared gallery was made with, or None.
     """
 
-    def __init__(self, rows: Rows, prepared: gallery_prepared.Prepared | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        prepared: gallery_prepared.Prepared | None = None,
+        codes: gallery_prepared.Codes | None = None,
+    ) -> None:
         self._rows = rows
         self._prepared = prepared
+        self._codes = codes
 
     @classmethod
     def open(
@@ -105,7 +107,7 @@ class Gallery:
         if model is not None and model != (prepared.model if prepared else None):
             got = f"one of {prepared.model!r}" if prepared else "one that is not prepared and so names no model"
             raise ValueError(f"{what}: expected a gallery of model {model!r}, got {got}")
-        return cls(rows, prepared)
+        return cls(rows, prepared, prepared.codes if prepared else None)
 
     def __len__(self) -> int:
         if self._rows.rows is None:
@@ -140,7 +142,7 @@ class Gallery:
 
     @property
     def codes(self) -> gallery_prepared.Codes | None:  # noqa: D102
-        return self._prepared.codes if self._prepared else None
+        return self._codes
 
     @property
     def model(self) -> str | None:  # noqa: D102
@@ -186,8 +188,8 @@ class Gallery:
         rows = self._rows
         checksum.update(json.dumps([rows.format, rows.dtype, rows.dim, rows.layout, files]).encode())
         if not files:
-            for _, block in self.blocks(max(1, (16 << 20) // (self.dim * ITEMSIZE[rows.dtype]))):
-                checksum.update(gallery_prepared.bytes_of(block))
+            for _, block in self.blocks(self._block_rows()):
+                checksum.update(bytes_of(block))
         return checksum.hexdigest()
 
     def check_unchanged(self) -> None:
@@ -195,6 +197,27 @@ class Gallery:
         codes = (*self.codes.codes.files, *self.codes.facts.files) if self.codes else ()
         for state in (*self._rows.files, *codes):
             state.check()
+
+    def load(self) -> "Gallery":
+        """The same gallery with its rows, and codes where it has them, in memory: for many searches of few queries.
+
+        Raises:
+            OSError, ValueError: as `blocks`.
+        """
+        if self.array is not None:
+            return self
+        rows = ArrayRows(_read(self.blocks(self._block_rows()), len(self), self.dim))
+        codes = self._codes
+        if codes is not None:
+            parts = (
+                ArrayRows(_read(part.blocks(self._block_rows(), 0, None), len(self), part.dim))
+                for part in (codes.codes, codes.facts)
+            )
+            codes = gallery_prepared.Codes(*parts)
+        return Gallery(rows, self._prepared, codes)
+
+    def _block_rows(self) -> int:
+        return max(1, (16 << 20) // (self.dim * ITEMSIZE[self._rows.dtype]))
 
     def verify(self) -> None:
         """Read all of a prepared gallery and compare it with its checksums.
@@ -249,11 +272,24 @@ class Gallery:
         if block_bytes < 1:
             raise ValueError(f"block_bytes: expected at least 1, got {block_bytes}")
         self.check_unchanged()
-        told = progress if callable(progress) else _print_progress if progress else None
         block_rows = max(1, block_bytes // (self.dim * max(4, ITEMSIZE[self._rows.dtype])))
         home = Path(os.path.realpath(directory))
-        gallery_writing.prepare(self._rows, home, model, block_rows, told)
+        gallery_writing.prepare(self._rows, home, model, block_rows, progress_of(progress, "prepared"))
         return Gallery.open(home, model=model)
+
+
+def _read(blocks: Blocks, rows: int, columns: int) -> "torch.Tensor":
+    """All rows of the blocks in one tensor."""
+    import torch
+
+    whole = None
+    for first, block in blocks:
+        if whole is None:
+            whole = torch.empty((rows, columns), dtype=block.dtype)
+        whole[first : first + len(block)] = block
+    if whole is None:
+        raise ValueError("gallery: expected at least one row, got none")
+    return whole
 
 
 def _home_of(source: Any) -> Path | None:
@@ -270,8 +306,3 @@ def _dtype_name(dtype: Any) -> str:
     if name not in ITEMSIZE:
         raise ValueError(f"dtype: expected one of {', '.join(ITEMSIZE)}, got {dtype}")
     return name
-
-
-def _print_progress(done: int, total: int | None) -> None:
-    share = "" if total is None else f" of {total} ({100 * done // max(total, 1)} %)"
-    print(f"\rprepared {done}{share} rows", end="" if done != total else "\n", file=sys.stderr, flush=True)

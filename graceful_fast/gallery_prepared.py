@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .gallery_rows import FileRows, FileState, RowFile, check_range, naming
+from ._arrays import bytes_of
+from .gallery_rows import ArrayRows, FileRows, FileState, RowFile, check_range, naming
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,8 @@ FORMAT, VERSION = "graceful_fast.gallery", 1
 class Codes:
     """The int8 copy of a prepared gallery's rows."""
 
-    codes: FileRows
-    facts: FileRows
+    codes: FileRows | ArrayRows
+    facts: FileRows | ArrayRows
 
     @property
     def stride(self) -> int:
@@ -73,6 +74,7 @@ class Prepared:
         for index in range(originals):
             self.verify_original(index)
         for rows, expected in zip((self.codes.codes, self.codes.facts), self.checksums[originals:], strict=True):
+            assert isinstance(rows, FileRows)  # a loaded gallery keeps the codes in memory beside these
             _verify(rows, expected, self.home)
 
     def verify_original(self, index: int) -> None:
@@ -147,10 +149,3 @@ def manifest_checksum(manifest: dict[str, Any]) -> str:
     content = {name: value for name, value in manifest.items() if name != "checksum"}
     content["originals"] = [{**entry, "path": None} for entry in manifest["originals"]]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()
-
-
-def bytes_of(tensor: "torch.Tensor") -> Any:
-    """The values' bytes, row after row."""
-    import torch
-
-    return tensor.contiguous().view(torch.uint8).numpy()

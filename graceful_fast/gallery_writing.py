@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .gallery_prepared import CODES, FACTS, FORMAT, MANIFEST, VERSION, bytes_of, manifest_checksum, new_checksum
+from ._arrays import bytes_of
+from .gallery_prepared import CODES, FACTS, FORMAT, MANIFEST, VERSION, manifest_checksum, new_checksum
 from .gallery_rows import ITEMSIZE, FileRows, FileState, RowFile, Rows
 
 if TYPE_CHECKING:
