@@ -22,7 +22,12 @@ import graceful_fast as gf
 from graceful_fast import _ops, reference, search
 
 METRICS = ("cosine", "ip", "l2")
-WAYS = ("float32", "int8", "codes", "shortlist")  # the scans, one of codes made before, one with the originals elsewhere
+WAYS = (
+    "float32",
+    "int8",
+    "codes",
+    "shortlist",
+)  # the scans, one of codes made before, one with the originals elsewhere
 RUNS = [pytest.param(case, metric, id=f"{case.name}-{metric}") for case in SCAN_CASES for metric in case.metrics]
 
 
