@@ -53,7 +53,7 @@ class Reader {
   Reader(const Files& files, int64_t row_bytes, const std::array<py::buffer, 2>& buffers, int64_t start, int64_t stop,
          std::optional<int32_t> dim_word)
       : buffers_{buffers[0].request(true), buffers[1].request(true)},
-        files_(row_files(files), row_bytes, dim_word),
+        files_(row_files(files), row_bytes, dim_word, true),
         reader_(files_, {data(0), data(1)}, std::min(bytes(0), bytes(1)) / row_bytes, start, stop) {}
 
   std::optional<std::tuple<int64_t, int64_t, int64_t>> next() {
@@ -88,7 +88,7 @@ class Reader {
 
 void read_rows(const Files& files, int64_t row_bytes, const py::array_t<int64_t, py::array::c_style>& rows,
                py::buffer out, std::optional<int32_t> dim_word) {
-  gf::RowFiles source(row_files(files), row_bytes, dim_word);
+  gf::RowFiles source(row_files(files), row_bytes, dim_word, false);
   const py::buffer_info info = out.request(true);
   const int64_t count = rows.size();
   const int64_t* row = rows.data();

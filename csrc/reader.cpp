@@ -35,8 +35,12 @@ int64_t end_of(const RowFile& file) {
 
 }  // namespace
 
-RowFiles::RowFiles(std::vector<RowFile> files, int64_t row_bytes, std::optional<int32_t> dim_word)
-    : files_(std::move(files)), row_bytes_(row_bytes), dim_word_(dim_word), lead_(dim_word ? sizeof(int32_t) : 0) {
+RowFiles::RowFiles(std::vector<RowFile> files, int64_t row_bytes, std::optional<int32_t> dim_word, bool sequential)
+    : files_(std::move(files)),
+      row_bytes_(row_bytes),
+      dim_word_(dim_word),
+      lead_(dim_word ? sizeof(int32_t) : 0),
+      sequential_(sequential) {
   if (row_bytes_ < 1) throw std::invalid_argument("row_bytes: expected at least 1, got " + std::to_string(row_bytes_));
   int64_t rows = 0;
   for (const RowFile& file : files_) {
@@ -83,7 +87,7 @@ void RowFiles::open(size_t file) {
   if (fd_ < 0) throw file_error(files_[file], "cannot open");
   opened_ = file;
 #ifdef POSIX_FADV_SEQUENTIAL
-  posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);  // advice: where it is refused, reading is only slower
+  if (sequential_) posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);  // where it is refused, reading is only slower
 #endif
 }
 

@@ -37,8 +37,9 @@ struct RowError : std::runtime_error {
 // Several files as one sequence of rows. One file is open at a time: shards may be more than a process may open.
 class RowFiles {
  public:
-  // dim_word: rows begin with an int32 of this value (.fvecs, .bvecs), which is checked and left out.
-  RowFiles(std::vector<RowFile> files, int64_t row_bytes, std::optional<int32_t> dim_word);
+  // dim_word: rows begin with an int32 of this value (.fvecs, .bvecs), which is checked and left out. sequential:
+  // advise the system to read far ahead; of rows here and there that would fetch what nobody wants.
+  RowFiles(std::vector<RowFile> files, int64_t row_bytes, std::optional<int32_t> dim_word, bool sequential);
   RowFiles(const RowFiles&) = delete;
   ~RowFiles();
 
@@ -59,6 +60,7 @@ class RowFiles {
   int64_t row_bytes_;
   std::optional<int32_t> dim_word_;
   int64_t lead_;  // bytes of a row before its values
+  bool sequential_;
   std::vector<std::byte> scratch_;
   size_t opened_ = 0;  // the file that fd_ belongs to
   int fd_ = -1;

@@ -20,7 +20,7 @@ _SECONDS = 2.0  # between two saves: what a kill can cost
 class Checkpoint:
     """Tensors and a position, saved at most every two seconds; `work` says what they belong to.
 
-    One file, `state`: a line that names the format, a line of JSON (work, position, size and BLAKE2b of the rest), the
+    One file, `state`: a line that names the format, a line of JSON (work, position, size and SHA-256 of the rest), the
     tensors' bytes one after the other.
     """
 
@@ -68,7 +68,7 @@ class Checkpoint:
         if len(state) != size:
             raise ValueError(f"checkpoint: {self._path}: damaged: expected {size} bytes of state, got {len(state)}")
         if _checksum(head, [state]) != checksum:
-            raise ValueError(f"checkpoint: {self._path}: damaged: expected BLAKE2b {checksum}")
+            raise ValueError(f"checkpoint: {self._path}: damaged: expected SHA-256 {checksum}")
         return head, state
 
     def save(self, position: int, tensors: "list[torch.Tensor]", *, now: bool = False) -> None:
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def _checksum(head: dict[str, Any], parts: list[memoryview]) -> str:
-    checksum = hashlib.blake2b(digest_size=32)
+    checksum = hashlib.sha256()
     checksum.update(json.dumps([head["work"], head["position"]], sort_keys=True).encode())
     for part in parts:
         checksum.update(part)

@@ -183,14 +183,14 @@ class Gallery:
 
         Of files: paths, sizes, times of modification, offsets, dtype. Of arrays and streams: a checksum of the values.
         """
-        checksum = hashlib.blake2b(digest_size=16)
+        checksum = hashlib.sha256()
         files = [(os.fsencode(s.path.absolute()).hex(), s.size, s.mtime_ns) for s in self._rows.files]
         rows = self._rows
         checksum.update(json.dumps([rows.format, rows.dtype, rows.dim, rows.layout, files]).encode())
         if not files:
             for _, block in self.blocks(self._block_rows()):
                 checksum.update(bytes_of(block))
-        return checksum.hexdigest()
+        return checksum.hexdigest()[:32]
 
     def check_unchanged(self) -> None:
         """OSError, with sizes and times of modification, if a file has changed since it was opened."""

@@ -5,7 +5,7 @@ codes.i8        (rows, stride) int8: row = scale * code + residual; stride is di
 facts.f32       (rows, 3) float32: scale, norm of the residual, norm of the row, norms rounded up
 originals.*     the rows themselves, only where the originals have none at fixed offsets (Parquet, arrays, ...)
 
-Checksums are BLAKE2b of 32 bytes: of a file's rows, packed; of the manifest itself without the originals' paths, which
+Checksums are SHA-256: of a file's rows, packed; of the manifest itself without the originals' paths, which
 may be edited when the originals have moved.
 """
 
@@ -136,16 +136,16 @@ def _verify(rows: FileRows, expected: str, home: Path) -> None:
         checksum.update(bytes_of(block))
     if (got := checksum.hexdigest()) != expected:
         path = rows.parts[0].path
-        raise ValueError(f"{path}: changed since {home} was prepared: expected rows of BLAKE2b {expected}, got {got}")
+        raise ValueError(f"{path}: changed since {home} was prepared: expected rows of SHA-256 {expected}, got {got}")
 
 
-def new_checksum() -> "hashlib.blake2b":
-    """The checksum of all files of a prepared gallery."""
-    return hashlib.blake2b(digest_size=32)
+def new_checksum() -> "hashlib._Hash":
+    """The checksum of all files of a prepared gallery: with a CPU's instructions for it, twice as fast as BLAKE2b."""
+    return hashlib.sha256()
 
 
 def manifest_checksum(manifest: dict[str, Any]) -> str:
     """Of everything in the manifest but itself and the originals' paths."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
     content["originals"] = [{**entry, "path": None} for entry in manifest["originals"]]
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
