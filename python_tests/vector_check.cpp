@@ -50,6 +50,28 @@ void check_exponential() {
   }
 }
 
+// Exponents x / T of at most 1/2, for temperatures up to both ends of what the kernels use.
+void check_small_exponents() {
+  for (const double inverse : {1.0, 0.01, 0x1p-10, 0x1p10, 1 / 3.0}) {
+    const SmallExponential<float> exponential_of(3, inverse);
+    const SmallGrowth<float> growth(inverse);
+    for (int i = -100000; i <= 100000; ++i) {
+      const float x = float(i * 0.5e-5 / inverse);
+      const double d = x * inverse;
+      float lanes[kFloats];
+      if (d <= 0 && d >= -0.5) {
+        store(lanes, exponential_of(Floats{} + x));
+        if (!(std::fabs(lanes[0] - 3 * std::exp(d)) <= 2.5 * 0x1p-24 * 3 * std::exp(d))) fail("small", to_bits(x));
+      }
+      store(lanes, growth.minus(Floats{} + x, 0));
+      if (!(std::fabs(lanes[0] - std::expm1(d)) <= 3 * 0x1p-24 * std::fabs(std::expm1(d)))) fail("minus", to_bits(x));
+      store(lanes, growth.add_bent(Floats{} + 1, Floats{} + x, Floats{}));
+      const double bent = SmallGrowth<double>(inverse).add_bent(1, x, 0);
+      if (!(std::fabs(lanes[0] - bent) <= 5 * 0x1p-24 * bent)) fail("bent", to_bits(x));
+    }
+  }
+}
+
 constexpr int kMany = 1023;  // not a multiple of any width: the tail is checked as well
 
 template <class T>
@@ -93,6 +115,7 @@ void check_conversions(const char* name) {
 
 int main() {
   check_exponential();
+  check_small_exponents();
   check_conversions<BFloat16>("bfloat16");
   check_conversions<Half>("float16");
   std::printf("%d failures\n", failures);

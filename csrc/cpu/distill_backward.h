@@ -19,11 +19,18 @@ void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, con
                     bool streamed) {
   const Frames<S> frames(row.new_max, row.new_frame, row.old_frame, inverse);
   const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
+  const S unit_of_d = unit<Formula>(inverse);
+  const SmallExponential<S> near_times_w(f.near, unit_of_d);
+  const SmallGrowth<S> small_growth(unit_of_d);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
     const auto [u, d] = exponents<Formula>(sj, tj, frames);
-    const V w = Formula::path == Path::calm ? small_exponential(u) : exponential(u);
-    V part = w * near * (exponential_minus_1(d) - z1);
+    if constexpr (Formula::path == Path::calm) {
+      const V part = fma(near_times_w(u), small_growth.minus(d, z1), -smooth);
+      return put<V, whole>(out, fma(exponential(sj - frames.new_max), splat<V>(e), part), j, n, streamed);
+    }
+    const V w = exponential(u);
+    V part = w * near * small_growth.minus(d, z1);
     if constexpr (Formula::path == Path::far) {
       const V size = d < V{} ? -d : d;
       part = size <= splat<V>(kSmall) ? part : exponential((sj - frames.new_frame) * inverse) * v - w * k;
@@ -98,10 +105,10 @@ struct BackwardRow {
     const double to_exponent = inverse;
     const double u = (t - row.old_frame) * to_exponent, d = (s - row.new_frame) * to_exponent - u;
     const double z = row.ratio_minus_1;
-    const double q = row.new_sum == 0 ? 0 : std::exp((s - row.new_frame) * to_exponent) / row.new_sum;
     const double p = std::exp(u) / row.old_sum;
-    const double difference = std::fabs(d) <= kSmall ? p * (std::expm1(d) - z) / (1 + z) : q - p;
-    return gradient + scale * difference;
+    if (std::fabs(d) <= kSmall) return gradient + scale * (p * (std::expm1(d) - z) / (1 + z));
+    const double q = row.new_sum == 0 ? 0 : std::exp((s - row.new_frame) * to_exponent) / row.new_sum;
+    return gradient + scale * (q - p);
   }
 };
 

@@ -36,9 +36,12 @@ template <class V, class F>
 GF_INLINE double fold(V v, F&& join) {
   ScalarOf<V> lanes[kLanes<V>];
   store(lanes, v);
-  double result = lanes[0];
-  for (int i = 1; i < kLanes<V>; ++i) result = join(result, double(lanes[i]));
-  return result;
+  double wide[kLanes<V>];
+  for (int i = 0; i < kLanes<V>; ++i) wide[i] = lanes[i];
+  for (int width = kLanes<V> / 2; width > 0; width /= 2) {  // by halves: four steps wait for each other, not fifteen
+    for (int i = 0; i < width; ++i) wide[i] = join(wide[i], wide[i + width]);
+  }
+  return wide[0];
 }
 template <class V>
 double fold_max(V v) {
