@@ -7,6 +7,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/exp.h"
+#include "cpu/lanes.h"
 
 using namespace graceful_fast;
 
@@ -79,7 +80,8 @@ void check_narrow(const uint32_t* bits, const char* name) {
   static float from[kMany];
   static T to[kMany];
   for (int j = 0; j < kMany; ++j) from[j] = from_bits(bits[j]);
-  narrow_block(from, kMany, to);
+  for_vectors<Floats>(
+      kMany, [&](int j, auto whole) { put<Floats, whole>(to, get<Floats, whole>(from, j, kMany), j, kMany); });
   for (int j = 0; j < kMany; ++j) {
     T expected;
     narrow(from[j], expected);
@@ -94,6 +96,11 @@ void check_conversions(const char* name) {
   for (int i = 0; i < 65536; ++i) from[i].bits = uint16_t(i);
   for (const int n : {0, 1, 7, 65535, 65536}) {
     widen_block(from, n, to);
+    for (int i = 0; i < n; ++i) {
+      if (to_bits(to[i]) != to_bits(widen(from[i]))) fail(name, i);
+    }
+    if (n == 0) continue;
+    for_vectors<Floats>(n, [&](int j, auto whole) { put<Floats, whole>(to, get<Floats, whole>(from, j, n), j, n); });
     for (int i = 0; i < n; ++i) {
       if (to_bits(to[i]) != to_bits(widen(from[i]))) fail(name, i);
     }

@@ -47,7 +47,7 @@ void with_formula(Path path, Rounding rounding, F&& f) {
   with_path(std::integral_constant<Rounding, Rounding::framed>{});
 }
 
-// One row of logits, read in blocks of the type that the kernel computes in.
+// One row of logits, read in blocks of the type that the kernel computes in, or of a half type if the row is of that.
 template <class S>
 struct Row {
   const void* data;
@@ -62,7 +62,9 @@ struct Row {
     return with_type(type, [&](auto t) -> const S* {
       const auto* from = static_cast<const decltype(t)*>(data) + start;
       if constexpr (std::is_same_v<decltype(t), S>) return from;
-      widen_block(from, n, buffer);
+      if constexpr (std::is_floating_point_v<S>) widen_block(from, n, buffer);
+      constexpr int kLine = 64 / sizeof *from;
+      for (int j = n; j < 2 * n; j += kLine) __builtin_prefetch(from + j);  // the next block, or the next row
       return buffer;
     });
   }
@@ -107,7 +109,14 @@ class Pairs {
   void gather(const Row<S>& row, const int64_t* columns, Range range, S* to) const {
     with_type(row.type, [&](auto t) {
       const auto* from = static_cast<const decltype(t)*>(row.data);
-      for (int j = 0; j < range.n; ++j) to[j] = S(widen(from[columns[range.begin + j]]));
+      for (int j = 0; j < range.n; ++j) {
+        const auto& element = from[columns[range.begin + j]];
+        if constexpr (std::is_same_v<decltype(t), S>) {
+          to[j] = element;
+        } else if constexpr (std::is_floating_point_v<S>) {
+          to[j] = S(widen(element));
+        }
+      }
     });
   }
 
