@@ -66,7 +66,7 @@ void divide(ScanParams& params, int64_t candidates_a_query, int64_t most_candida
 }
 
 // status[0..3]: the bad argument (1 queries, 2 gallery) or 0, its first bad row, the fault, rows settled in float64;
-// [4..6]: buffers cut, rows scanned as codes, rows scanned in float32 (each by every block of queries); [7]: 1 where a
+// [4..6]: buffers cut, rows scanned as codes, rows scanned in float32; [7]: 1 where a
 // deferred scan gave up.
 // The first bad query goes before the first bad gallery row, whichever task saw it.
 void write_status(const std::vector<ScanReport>& reports, int64_t* status) {
@@ -119,6 +119,9 @@ class Collection {
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) kernels_.collect(p_, task, reports[task]);
     });
+    for (int64_t task = p_.gallery_parts; task < tasks; ++task) {  // the same rows, for other queries
+      reports[task].coded_rows = reports[task].plain_rows = 0;
+    }
     write_status(reports, status);
     if (status[0] || status[7]) return false;
     torch::stable::parallel_for(0, p_.queries.rows, kQueriesABlock, [&](int64_t begin, int64_t end) {
