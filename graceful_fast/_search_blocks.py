@@ -72,8 +72,8 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
         row_bytes += 2 * (stride + 12)
     if memory_limit is None:
         return BlockPlan(max(_FEWEST_ROWS, _BLOCK_BYTES // (dim * itemsize)), CANDIDATE_BYTES)
-    # Packed queries for each thread; the best so far in three forms; the scan's panels.
-    fixed = count * (threads() * (4 * dim + stride + 100) + 40 * search.k) + threads() * (2 << 20)
+    # Packed queries for each thread; the best so far in three forms; the scan's panels and first floors.
+    fixed = count * (threads() * (4 * dim + stride + 100) + 40 * search.k) + threads() * (10 << 20)
     least = 6 * 16 * count * (search.k + 32)  # candidates, the list made of them, and its sorting
     needed = fixed + least + _FEWEST_ROWS * row_bytes
     if memory_limit < needed:

@@ -105,7 +105,38 @@ struct CodedQueries {
   const int32_t* origin;                                                // where sums start: -kLift * sum of its codes
 };
 
-// As `tile`, of codes. even: the norm's part is in `limit` already and rows start at 0.
+// The largest that the score of row `at` with query r may be, over the query's scale. even: the norm's part is in the
+// limit already and rows start at 0.
+template <bool even>
+GF_INLINE Floats most_of(Ints sums, const CodedQueries& q, int64_t r, const CodedRows& x, int64_t at) {
+  Floats most = to_floats(sums) * load<Floats>(x.scale + at);
+  most = fma(broadcast(q.residual_weight[r]), load<Floats>(x.residual + at), most);
+  if constexpr (!even) {
+    most = fma(broadcast(q.norm_weight[r]), load<Floats>(x.norm + at), most);
+    most = fma(broadcast(q.inverse[r]), load<Floats>(x.start + at), most);
+  }
+  return most;
+}
+
+// A tile's sums that reach something -> scores and what reaches. Not inlined: it would keep in registers what
+// `code_tile` needs no more.
+template <bool even>
+__attribute__((noinline)) void finish_codes(const int32_t* sums, const CodedQueries& q, int64_t query,
+                                            const CodedRows& x, int64_t slot, float* scores, uint32_t* reached) {
+  for (int r = 0; r < kM; ++r) {
+    const Floats limit = broadcast(q.limit[query + r]), step = broadcast(q.step[query + r]);
+    reached[r] = 0;
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = slot + half * kFloats;
+      const Ints sum = load<Ints>(sums + r * kN + half * kFloats);
+      reached[r] |= bits(at_least(most_of<even>(sum, q, query + r, x, at), limit)) << half * kFloats;
+      store(scores + r * kN + half * kFloats,
+            fma(to_floats(sum) * load<Floats>(x.scale + at), step, load<Floats>(x.start + at)));
+    }
+  }
+}
+
+// As `tile`, of codes.
 template <bool even>
 inline bool code_tile(const int32_t* queries, const uint32_t* rows, int64_t words, const CodedQueries& q, int64_t query,
                       const CodedRows& x, int64_t slot, float* scores, uint32_t* reached) {
@@ -124,30 +155,23 @@ inline bool code_tile(const int32_t* queries, const uint32_t* rows, int64_t word
     queries += kM;
     rows += kN;
   }
-  const Floats scale[2] = {load<Floats>(x.scale + slot), load<Floats>(x.scale + slot + kFloats)};
-  const Floats residual[2] = {load<Floats>(x.residual + slot), load<Floats>(x.residual + slot + kFloats)};
-  const auto may_matter = [&](int r, int half) __attribute__((always_inline)) {
-    Floats most = fma(broadcast(q.residual_weight[query + r]), residual[half], to_floats(sums[r][half]) * scale[half]);
-    if constexpr (!even) {
-      most = fma(broadcast(q.norm_weight[query + r]), load<Floats>(x.norm + slot + half * kFloats), most);
-      most = fma(broadcast(q.inverse[query + r]), load<Floats>(x.start + slot + half * kFloats), most);
-    }
-    return most >= broadcast(q.limit[query + r]);
-  };
-  Ints any = {};
-#pragma GCC unroll 16
-  for (int r = 0; r < kM; ++r) any |= may_matter(r, 0) | may_matter(r, 1);
-  if (bits(any) == 0) return false;
+  Reach any{};
 #pragma GCC unroll 16
   for (int r = 0; r < kM; ++r) {
-    reached[r] = bits(may_matter(r, 0)) | bits(may_matter(r, 1)) << kFloats;
-    const Floats step = broadcast(q.step[query + r]);
+    const Floats limit = broadcast(q.limit[query + r]);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      store(scores + r * kN + half * kFloats,
-            fma(to_floats(sums[r][half]) * scale[half], step, load<Floats>(x.start + slot + half * kFloats)));
+      any = either(any, at_least(most_of<even>(sums[r][half], q, query + r, x, slot + half * kFloats), limit));
     }
   }
+  if (bits(any) == 0) return false;
+  alignas(64) int32_t stored[kM * kN];
+#pragma GCC unroll 16
+  for (int r = 0; r < kM; ++r) {
+    store(stored + r * kN, sums[r][0]);
+    store(stored + r * kN + kFloats, sums[r][1]);
+  }
+  finish_codes<even>(stored, q, query, x, slot, scores, reached);
   return true;
 }
 

@@ -102,11 +102,14 @@ class Collector {
     }
   }
 
-  bool wants_seed() const {  // some query knows nothing yet
-    for (int64_t i = 0; i < count_; ++i) {
-      if (states_[i].floor == -__builtin_inf()) return true;
-    }
-    return false;
+  // Enough for a floor that most rows do not reach; none where all queries know one, or rows are few.
+  int64_t seeds(int64_t rows) {
+    const int64_t wanted = least(least(rows / 16, kMostSeedScores / count_), most(kSeeds, 4 * p_.k)) / kN * kN;
+    bool known = true;
+    for (int64_t i = 0; i < count_; ++i) known = known && states_[i].floor > -__builtin_inf();
+    if (known || wanted < p_.k || wanted < kFewestSeeds) return 0;
+    Buffer<float>(count_ * wanted + kFloats).swap(seed_bounds_);
+    return seeds_ = wanted;
   }
 
   double floor(int64_t i) const { return states_[i].floor; }
@@ -115,17 +118,20 @@ class Collector {
     for (int64_t i = 0; p_.gallery_parts > 1 && i < count_; ++i) share_floor(i);
   }
 
-  // The candidates so far will come again: only what they say about the floor stays.
-  void end_seed() {
-    for (int64_t i = 0; i < count_; ++i) {
-      raise_floor(i);
-      states_[i].count = 0;
+  void end_seed(bool whole) {
+    for (int64_t i = 0; whole && seeds_ > 0 && i < count_; ++i) {
+      const double floor = kth_bound(seed_bounds_ + i * seeds_, seeds_, p_.k);
+      if (floor > states_[i].floor) states_[i].floor = floor;
+      share_floor(i);
     }
+    seeds_ = 0;
+    Buffer<float>().swap(seed_bounds_);
   }
 
   // One loop over all set bits of the tile: a loop for each query would mispredict its end each time.
   template <class Engine>
   void take(Engine& engine, const Tile& tile) {
+    if (seeds_ > 0) return take_seed(engine, tile);
     constexpr int kTogether = 64 / kN;  // queries in a word
     const uint64_t valid = (uint64_t(1) << tile.columns) - 1;
     for (int64_t r0 = 0; r0 < tile.queries; r0 += kTogether) {
@@ -149,6 +155,26 @@ class Collector {
   }
 
  private:
+  // All scores of the seeds, less what they may be off: selecting from them at once costs less than candidates do.
+  template <class Engine>
+  void take_seed(const Engine& engine, const Tile& tile) {
+    for (int64_t r = 0; r < tile.queries; ++r) {
+      const int64_t query = tile.query + r;
+      const float error = above(engine.largest_error(query));
+      float* const to = seed_bounds_ + query * seeds_ + engine.chunk.before + tile.slot;
+      for (int64_t j = 0; j < tile.columns; ++j) {
+        const float score = tile.scores[r * kN + j], bound = score - error;
+        to[j] = bound - __builtin_fabsf(bound) * 0x1p-22f - __builtin_fabsf(score) * 0x1p-22f - 0x1p-100f;
+      }
+      if (!p_.query_ids && !p_.query_groups) continue;
+      for (int64_t j = 0; j < tile.columns; ++j) {
+        if (excluded(query, engine.row(tile.slot + j))) to[j] = -__builtin_inff();
+      }
+    }
+  }
+
+  static constexpr int64_t kSeeds = 2048, kFewestSeeds = 256, kMostSeedScores = int64_t(1) << 21;
+
   struct State {
     double floor;
     int64_t count;  // candidates
@@ -225,6 +251,8 @@ class Collector {
   const CollectParams& p_;
   const Query* const queries_;
   const int64_t first_, part_, count_, kept_;
+  int64_t seeds_ = 0;          // while they are scanned
+  Buffer<float> seed_bounds_;  // [count, seeds]
   Buffer<State> states_;
   Buffer<Settled> settled_;  // [capacity] of the query being settled
   Buffer<float> bounds_;     // [capacity] of the query being cut

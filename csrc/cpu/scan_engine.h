@@ -9,7 +9,7 @@
 //   double floor(i)              the score, in scan units, from which a row matters to query i
 //   take(engine, tile)           some scores; engine.error, engine.row, engine.raised serve it
 //   begin(), refresh()           before the scan, before each chunk
-//   wants_seed(), end_seed()     whether and when some rows from all over were scanned for a first floor
+//   seeds(rows), end_seed(whole) how many rows from all over to scan first, for a first floor; when that has ended
 #pragma once
 #include <type_traits>
 
@@ -51,6 +51,7 @@ struct Task {
 struct Chunk {
   int64_t first, step, count;
   bool coded;
+  int64_t before;  // seeds scanned before these
 };
 
 // Scores of some queries with some rows of the chunk.
@@ -97,17 +98,17 @@ class Scan {
   bool run() {
     if (!pack_queries()) return false;
     ending_.begin();
-    if (ending_.wants_seed() && !scan_seed()) return false;
+    scan_seed();
     int64_t rest = 0, next_rest = kFirstRest;
     for (int64_t row = task_.row_begin; row < task_.row_end; row += chunk.count) {
       const bool coded = p_.coded && rest == 0;
       rest -= rest > 0;
-      chunk = {row, 1, least(coded ? coded_chunk_ : chunk_, task_.row_end - row), coded};
+      chunk = {row, 1, least(coded ? coded_chunk_ : chunk_, task_.row_end - row), coded, 0};
       if (!scan_chunk()) return false;
       (coded ? report_.coded_rows : report_.plain_rows) += chunk.count;
       if (coded && row > task_.row_begin) {
         const bool too_little =
-            p_.gallery.data && offered_ > chunk.count * count_ * p_.dim / 4096;  // where float32 would be cheaper
+            p_.gallery.data && offered_ > chunk.count * count_ * p_.dim / 1024;  // where float32 would be cheaper
         rest = too_little ? next_rest : 0;
         next_rest = too_little ? least(2 * next_rest, kLongestRest) : kFirstRest;
       }
@@ -129,6 +130,17 @@ class Scan {
       const double norm = norms_[slot];
       if (norm == __builtin_inf() || query.norm == __builtin_inf()) return __builtin_inf();
       error += query.coded * residual(slot) + query.residual * norm + squares_slack() * norm * norm;
+    }
+    return error;
+  }
+
+  // No error of the chunk is greater for query i.
+  double largest_error(int64_t i) const {
+    const Query& query = queries_[i];
+    double error = bound_.error(query.norm, largest_) * (1 + 0x1p-22);
+    if (chunk.coded) {
+      if (largest_ == __builtin_inf() || query.norm == __builtin_inf()) return __builtin_inf();
+      error += query.coded * largest_residual_ + (query.residual + squares_slack() * largest_) * largest_;
     }
     return error;
   }
@@ -223,17 +235,18 @@ class Scan {
 
   // Rows from all over the task's range, for a first idea of the scores: it only raises floors. The order of a gallery
   // can be the worst one, each row better than the last.
-  bool scan_seed() {
-    const int64_t rows = task_.row_end - task_.row_begin;
-    const int64_t rows_a_chunk = p_.coded ? coded_chunk_ : chunk_;
-    if (rows < 16 * rows_a_chunk) return true;
-    for (int64_t done = 0, chunks = most(1, rows / 64 / rows_a_chunk); done < chunks; ++done) {
-      const int64_t step = rows / (chunks * rows_a_chunk);
-      chunk = {task_.row_begin + done * rows_a_chunk * step, step, rows_a_chunk, p_.coded};
-      if (!scan_chunk()) return false;
+  void scan_seed() {
+    const int64_t rows = task_.row_end - task_.row_begin, seeds = ending_.seeds(rows);
+    for (int64_t done = 0; done < seeds; done += chunk.count) {
+      const int64_t step = rows / seeds;
+      chunk = {task_.row_begin + done * step, step, least(p_.coded ? coded_chunk_ : chunk_, seeds - done), p_.coded,
+               done};
+      if (!scan_chunk()) {  // the scan itself will tell the first bad row
+        report_.row = -1;
+        return ending_.end_seed(false);
+      }
     }
-    ending_.end_seed();
-    return true;
+    ending_.end_seed(true);
   }
 
   bool scan_chunk() {
@@ -329,8 +342,9 @@ class Scan {
 
   void refresh_limits() {
     double smallest = __builtin_inf();
-    largest_ = 0x1p-100;
+    largest_ = 0x1p-100, largest_residual_ = 0;
     for (int64_t j = 0; j < chunk.count; ++j) {
+      if (chunk.coded && residual(j) > largest_residual_) largest_residual_ = residual(j);
       if (norms_[j] > largest_) largest_ = norms_[j];
       if (norms_[j] < smallest) smallest = norms_[j];
     }
@@ -388,7 +402,7 @@ class Scan {
               most = fma(broadcast(float(queries_[i].coded)), load<Floats>(fact(1) + at), most);
               most = fma(broadcast(float(queries_[i].residual)), load<Floats>(fact(2) + at), most);
             }
-            reached |= bits(most >= broadcast(limits_[i])) << half * kFloats;
+            reached |= bits(at_least(most, broadcast(limits_[i]))) << half * kFloats;
           }
         } else {
           reached = ~uint32_t(0);  // the ending weighs each by its own error
@@ -494,6 +508,7 @@ class Scan {
   Buffer<double> norms_;
   Buffer<float> scores_;  // in place [count][slots]
   Ending ending_;
+  double largest_residual_ = 0;
   double largest_ = 0;   // norm in the chunk
   bool even_ = false;    // the chunk's norms differ by less than a factor of 2 and rows start at 0
   int64_t offered_ = 0;  // scores of the chunk that reached a limit
