@@ -177,6 +177,14 @@ def test_arrows_c_interface_is_enough() -> None:
     assert torch.equal(read(gallery), rows)
 
 
+def test_data_that_yields_fewer_rows_than_it_said_is_refused() -> None:
+    source = Capsule(arrow_table(rows_of("f4")))
+    gallery = gf.Gallery.open(source)
+    source.table = source.table[:5]
+    with pytest.raises(ValueError, match="gallery: expected rows up to 7, got 5 rows from the Capsule"):
+        read(gallery)
+
+
 @pytest.mark.parametrize("lists", [True, False])
 def test_a_stream_is_read_once_and_refused_a_second_time(lists: bool) -> None:
     rows = rows_of("f4")

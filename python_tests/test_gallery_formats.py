@@ -214,6 +214,26 @@ def test_a_faiss_index_that_is_not_flat_is_refused(index: Any, message: str, tmp
         gf.Gallery.open(tmp_path / "a.index")
 
 
+@pytest.mark.parametrize(("at", "value"), [(4, 0), (4, 4), (7, 0x80), (15, 0x80), (32, 2), (37, 1), (44, 0x80)])
+def test_a_faiss_header_that_contradicts_itself_is_refused(at: int, value: int, tmp_path: Path) -> None:
+    path = written(tmp_path, "faiss-l2", rows_of("f4"))
+    content = bytearray(path.read_bytes())
+    content[at] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"gallery.index: expected"):
+        gf.Gallery.open(path)
+
+
+def test_hdf5_floats_of_another_layout_are_converted(tmp_path: Path) -> None:
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_ebias(120)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"train", kind, h5py.h5s.create_simple((7, 3))))
+        dataset[...] = rows_of("f4").numpy()
+        assert dataset.chunks is None
+    assert torch.equal(read(gf.Gallery.open(tmp_path / "a.hdf5")), rows_of("f4"))
+
+
 def test_a_strided_tensor_in_a_torch_file_is_refused(tmp_path: Path) -> None:
     torch.save(rows_of("f4").t(), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"got strides \(1, 3\)"):
