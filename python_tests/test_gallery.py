@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gallery_cases import WRITERS, read, rows_of, write_parquet, written
@@ -316,6 +317,14 @@ print(kilobytes("VmHWM") - before)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 12 << 10
+
+
+def test_a_pass_over_parquet_holds_no_row_groups(tmp_path: Path) -> None:
+    table = arrow_table(torch.zeros(1 << 16, 128) + torch.arange(128)).select(["embedding"])  # 32 MiB
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1 << 13, use_dictionary=False, compression="none")
+    before = pa.total_allocated_bytes()
+    for _ in gf.Gallery.open(tmp_path / "a.parquet").blocks(1 << 10):
+        assert pa.total_allocated_bytes() - before < 4 << 20
 
 
 def test_opening_a_gallery_imports_torch_only_for_tensors(tmp_path: Path) -> None:

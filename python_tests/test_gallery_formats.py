@@ -268,6 +268,26 @@ def test_lists_of_several_lengths_and_nulls_are_refused_with_their_row(tmp_path:
                 assert str(error.value).startswith(f"{name}: ")
 
 
+@pytest.mark.parametrize("name", ["parquet", "hdf5-chunked", "npz-compressed"])
+def test_scattered_rows_of_a_stream_are_found(name: str, tmp_path: Path) -> None:
+    rows = rows_of("f4", 100)
+    gallery = gf.Gallery.open(written(tmp_path, name, rows))  # row groups of 3, chunks of 2
+    for wanted in ([0, 99], [5, 6, 7, 8, 9, 50], [2, 3, 3, 98], list(range(100)), list(range(0, 100, 7))):
+        assert torch.equal(gallery.take(wanted), rows[wanted])
+
+
+def test_units_that_nobody_wants_are_not_decoded(tmp_path: Path) -> None:
+    path = written(tmp_path, "parquet", rows_of("f4", 12))
+    offset = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    gallery = gf.Gallery.open(path)
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    assert torch.equal(gallery.take([0, 11]), rows_of("f4", 12)[[0, 11]])
+    with pytest.raises((OSError, ValueError), match=r"gallery.parquet: expected a Parquet file, got"):
+        gallery.take([0, 4, 11])
+
+
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = written(tmp_path, "hdf5", rows_of("f4")), written(tmp_path, "parquet", rows_of("f4"))
     monkeypatch.setitem(sys.modules, "h5py", None)
