@@ -8,7 +8,7 @@ import numpy as np
 
 from .gallery_rows import FileState, StreamRows, dtype_name, naming, optional
 
-_READ_BYTES = 1 << 20  # of a column chunk at a time; without it pyarrow reads whole ones
+_READ_BYTES = 1 << 20  # of a column at a time; without it, or with pre_buffer, pyarrow holds the whole column
 
 
 def parquet(path: Path, key: str | None) -> StreamRows:
@@ -28,7 +28,7 @@ def parquet(path: Path, key: str | None) -> StreamRows:
         wanted = [i for i, n in enumerate(groups) if ends[i] > start and ends[i] - n < stop and n]
         if not wanted:
             return
-        with naming(path, "a Parquet file"), pq.ParquetFile(path, buffer_size=_READ_BYTES) as file:
+        with naming(path, "a Parquet file"), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
             first = int(ends[wanted[0]]) - groups[wanted[0]]
             for batch in file.iter_batches(rows, row_groups=wanted, columns=[name], use_threads=False):
                 yield batch, first
@@ -44,7 +44,10 @@ def parquet(path: Path, key: str | None) -> StreamRows:
             if low < high:
                 yield _values(batch.column(0).slice(low, high - low), dim, path, first + low)
 
-    return StreamRows("Parquet", total, dim, dtype, read, (state,), [name])
+    def group_of(rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(ends, rows, "right")
+
+    return StreamRows("Parquet", total, dim, dtype, read, (state,), [name], unit=group_of)
 
 
 def arrow(value: Any, key: str | None) -> StreamRows:
@@ -69,7 +72,8 @@ def arrow(value: Any, key: str | None) -> StreamRows:
         else:
             while ahead:
                 yield ahead.pop(0)
-            yield from stream or ()
+            while stream is not None and (batch := next(stream, None)) is not None:
+                yield batch  # no `yield from`, which would close a stream that is left early
 
     def first_batches() -> Iterator[Any]:
         for batch in batches(1024):

@@ -115,7 +115,7 @@ def hdf5(path: Path, key: str | None) -> Rows:
         where = f"{path}: dataset {name!r}"
         rows, dim = shape_2d(dataset.shape, where)
         dtype = dtype_name(dataset.dtype, where)
-        offset = dataset.id.get_offset()
+        offset, dataset_chunks = dataset.id.get_offset(), dataset.chunks
         as_stored = dataset.id.get_type() == h5py.h5t.py_create(np.dtype(dtype))  # HDF5 has floats of any layout
         if (
             offset is not None
@@ -126,13 +126,15 @@ def hdf5(path: Path, key: str | None) -> Rows:
         ):
             return fixed("hdf5", state, offset, rows, dim, dtype, offset + rows * dim * ITEMSIZE[dtype])
 
+    chunk = dataset_chunks[0] if dataset_chunks else 1
+
     def read(start: int, stop: int | None, count: int) -> Iterator[np.ndarray]:
         end = rows if stop is None else stop
         with naming(path, "an HDF5 file"), h5py.File(path, "r") as file:
             for first in range(start, end, count):
                 yield file[name][first : min(first + count, end)]
 
-    return StreamRows("chunked HDF5", rows, dim, dtype, read, (state,), [name])
+    return StreamRows("chunked HDF5", rows, dim, dtype, read, (state,), [name], unit=lambda at: at // chunk)
 
 
 def _choose(path: Path, key: str | None, shapes: dict[str, Any]) -> str:

@@ -201,6 +201,8 @@ class StreamRows:
     """read(start, stop, rows): arrays (at most about `rows`, dim) that make up rows [start, stop)."""
     files: tuple[FileState, ...] = ()
     layout: list[Any] = field(default_factory=list)
+    unit: Callable[[np.ndarray], np.ndarray] = np.zeros_like
+    """The unit that each row lies in (a row group, a chunk), ascending: units that nobody wants are not decoded."""
     once: bool = False
     """One pass is all there is."""
     spent: bool = False
@@ -235,16 +237,18 @@ class StreamRows:
         import torch
 
         taken = torch.empty((len(rows), self.dim), dtype=getattr(torch, self.dtype))
-        done = 0
-        while done < len(rows):  # one read for rows that lie close: skipping costs more than decoding what is between
-            ends = np.flatnonzero(np.diff(rows[done:]) > 1024)
-            n = int(ends[0]) + 1 if len(ends) else len(rows) - done
-            start, stop = int(rows[done]), int(rows[done + n - 1]) + 1
-            for first, block in self.blocks(4096, start, stop):
-                low, high = np.searchsorted(rows, (first, first + len(block)))
-                taken[low:high] = block[torch.from_numpy(rows[low:high] - first)]
-            done += n
+        ends = [*(np.flatnonzero(np.diff(self.unit(rows)) > 1) + 1), len(rows)]
+        for low, high in zip([0, *ends], ends, strict=False):
+            if low < high:
+                self._take(rows[low:high], taken[low:high])
         return taken
+
+    def _take(self, rows: np.ndarray, taken: "torch.Tensor") -> None:
+        import torch
+
+        for first, block in self.blocks(4096, int(rows[0]), int(rows[-1]) + 1):
+            low, high = np.searchsorted(rows, (first, first + len(block)))
+            taken[low:high] = block[torch.from_numpy(rows[low:high] - first)]
 
 
 def check_range(rows: int, start: int, stop: int | None, total: int | None) -> None:

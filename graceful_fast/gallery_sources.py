@@ -4,14 +4,18 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import gallery_arrow, gallery_containers, gallery_formats
 from ._arrays import as_tensor
 from .gallery_rows import ITEMSIZE, ArrayRows, FileRows, FileState, Rows, StreamRows
+
+if TYPE_CHECKING:
+    import torch
 
 _BY_NAME: dict[str, Callable[[Path, str | None], Rows]] = {  # formats of arrays with names, which `key` chooses from
     ".safetensors": gallery_containers.safetensors,
@@ -125,4 +129,20 @@ def _concatenate(shards: list[Rows]) -> Rows:
             base += count
 
     layout = [shard.layout for shard in shards]
-    return StreamRows(head.format, sum(shard.rows or 0 for shard in shards), head.dim, head.dtype, read, files, layout)
+    total = sum(shard.rows or 0 for shard in shards)
+    return _Shards(head.format, total, head.dim, head.dtype, read, files, layout, shards=shards)
+
+
+@dataclass
+class _Shards(StreamRows):
+    """Streams one after the other; each knows best how to find its rows."""
+
+    shards: list[Rows] = field(default_factory=list)
+
+    def take(self, rows: np.ndarray) -> "torch.Tensor":
+        import torch
+
+        firsts = np.cumsum([0, *(shard.rows or 0 for shard in self.shards)])
+        cuts = np.searchsorted(rows, firsts)
+        parts = zip(self.shards, firsts, cuts, cuts[1:], strict=False)
+        return torch.cat([shard.take(rows[low:high] - first) for shard, first, low, high in parts])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gallery_cases import WRITERS, read, rows_of, write_parquet, written
@@ -177,6 +178,14 @@ def test_arrows_c_interface_is_enough() -> None:
     assert torch.equal(read(gallery), rows)
 
 
+def test_data_that_yields_fewer_rows_than_it_said_is_refused() -> None:
+    source = Capsule(arrow_table(rows_of("f4")))
+    gallery = gf.Gallery.open(source)
+    source.table = source.table[:5]
+    with pytest.raises(ValueError, match="gallery: expected rows up to 7, got 5 rows from the Capsule"):
+        read(gallery)
+
+
 @pytest.mark.parametrize("lists", [True, False])
 def test_a_stream_is_read_once_and_refused_a_second_time(lists: bool) -> None:
     rows = rows_of("f4")
@@ -308,6 +317,14 @@ print(kilobytes("VmHWM") - before)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 12 << 10
+
+
+def test_a_pass_over_parquet_holds_no_row_groups(tmp_path: Path) -> None:
+    table = arrow_table(torch.zeros(1 << 16, 128) + torch.arange(128)).select(["embedding"])  # 32 MiB
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1 << 13, use_dictionary=False, compression="none")
+    before = pa.total_allocated_bytes()
+    for _ in gf.Gallery.open(tmp_path / "a.parquet").blocks(1 << 10):
+        assert pa.total_allocated_bytes() - before < 4 << 20
 
 
 def test_opening_a_gallery_imports_torch_only_for_tensors(tmp_path: Path) -> None:

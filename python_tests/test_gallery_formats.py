@@ -214,6 +214,26 @@ def test_a_faiss_index_that_is_not_flat_is_refused(index: Any, message: str, tmp
         gf.Gallery.open(tmp_path / "a.index")
 
 
+@pytest.mark.parametrize(("at", "value"), [(4, 0), (4, 4), (7, 0x80), (15, 0x80), (32, 2), (37, 1), (44, 0x80)])
+def test_a_faiss_header_that_contradicts_itself_is_refused(at: int, value: int, tmp_path: Path) -> None:
+    path = written(tmp_path, "faiss-l2", rows_of("f4"))
+    content = bytearray(path.read_bytes())
+    content[at] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"gallery.index: expected"):
+        gf.Gallery.open(path)
+
+
+def test_hdf5_floats_of_another_layout_are_converted(tmp_path: Path) -> None:
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_ebias(120)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        dataset = h5py.Dataset(h5py.h5d.create(file.id, b"train", kind, h5py.h5s.create_simple((7, 3))))
+        dataset[...] = rows_of("f4").numpy()
+        assert dataset.chunks is None
+    assert torch.equal(read(gf.Gallery.open(tmp_path / "a.hdf5")), rows_of("f4"))
+
+
 def test_a_strided_tensor_in_a_torch_file_is_refused(tmp_path: Path) -> None:
     torch.save(rows_of("f4").t(), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"got strides \(1, 3\)"):
@@ -246,6 +266,26 @@ def test_lists_of_several_lengths_and_nulls_are_refused_with_their_row(tmp_path:
                 with pytest.raises(ValueError, match=message) as error:
                     read(gf.Gallery.open(source), 2)
                 assert str(error.value).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["parquet", "hdf5-chunked", "npz-compressed"])
+def test_scattered_rows_of_a_stream_are_found(name: str, tmp_path: Path) -> None:
+    rows = rows_of("f4", 100)
+    gallery = gf.Gallery.open(written(tmp_path, name, rows))  # row groups of 3, chunks of 2
+    for wanted in ([0, 99], [5, 6, 7, 8, 9, 50], [2, 3, 3, 98], list(range(100)), list(range(0, 100, 7))):
+        assert torch.equal(gallery.take(wanted), rows[wanted])
+
+
+def test_units_that_nobody_wants_are_not_decoded(tmp_path: Path) -> None:
+    path = written(tmp_path, "parquet", rows_of("f4", 12))
+    offset = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    gallery = gf.Gallery.open(path)
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    assert torch.equal(gallery.take([0, 11]), rows_of("f4", 12)[[0, 11]])
+    with pytest.raises((OSError, ValueError), match=r"gallery.parquet: expected a Parquet file, got"):
+        gallery.take([0, 4, 11])
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,9 @@ def test_a_killed_preparation_leaves_no_gallery_and_the_next_one_starts_anew(tmp
     assert (tmp_path / "p.partial" / "codes.i8").exists()
     with pytest.raises(ValueError, match="got none"):
         gf.Gallery.open(tmp_path / "p.partial")
+    (tmp_path / "p.partial" / "originals.f32").write_text("of another gallery")
     gallery.prepare(tmp_path / "p").verify()
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["codes.i8", "facts.f32", "manifest.json"]
     assert not (tmp_path / "p.partial").exists()
 
 
