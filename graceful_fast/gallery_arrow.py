@@ -8,7 +8,8 @@ import numpy as np
 
 from .gallery_rows import FileState, StreamRows, dtype_name, naming, optional
 
-_READ_BYTES = 1 << 20  # of a column chunk at a time; without it pyarrow reads whole ones
+# Without a size pyarrow reads whole column chunks; with its reading ahead it keeps all it has read of a file.
+_BOUNDED = {"buffer_size": 1 << 20, "pre_buffer": False}
 
 
 def parquet(path: Path, key: str | None) -> StreamRows:
@@ -28,7 +29,7 @@ def parquet(path: Path, key: str | None) -> StreamRows:
         wanted = [i for i, n in enumerate(groups) if ends[i] > start and ends[i] - n < stop and n]
         if not wanted:
             return
-        with naming(path, "a Parquet file"), pq.ParquetFile(path, buffer_size=_READ_BYTES) as file:
+        with naming(path, "a Parquet file"), pq.ParquetFile(path, **_BOUNDED) as file:
             first = int(ends[wanted[0]]) - groups[wanted[0]]
             for batch in file.iter_batches(rows, row_groups=wanted, columns=[name], use_threads=False):
                 yield batch, first
