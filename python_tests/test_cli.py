@@ -246,8 +246,7 @@ def test_search_takes_any_gallery_and_every_way_gives_the_same_bytes(command: Co
     assert not list(Path().glob("*.partial"))
 
 
-def test_progress_is_shown_on_a_terminal_alone(command: Command) -> None:
-    """Of what the other tests see of standard error, which is none, it is empty."""
+def test_progress_is_shown_where_standard_error_is_a_terminal(command: Command) -> None:
     line = [sys.executable, "-m", "graceful_fast", "search", "old.npy", "new.npy", "-k", "2", "--output", "n.npz"]
     master, terminal = pty.openpty()
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=terminal) as process:
@@ -255,7 +254,7 @@ def test_progress_is_shown_on_a_terminal_alone(command: Command) -> None:
         shown = os.read(master, 4096)
         while b"100 %" not in shown:
             shown += os.read(master, 4096)
-        os.close(master)
+    os.close(master)
     assert process.returncode == 0
     assert b"searched 5 of 5 rows (100 %)" in shown
 

@@ -220,8 +220,8 @@ def kilobytes(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name))
 
-gallery = gf.Gallery.open(np.load(path, mmap_mode="r") if sys.argv[5] == "mapped" else path)
-for _ in gallery.blocks(1):  # libraries are loaded, threads started
+gallery = np.load(path, mmap_mode="r") if sys.argv[5] == "mapped" else gf.Gallery.open(path)
+for _ in gf.Gallery.open(gallery).blocks(1):  # libraries are loaded, threads started
     break
 gf.knn(queries[:8], queries, 1)
 before = kilobytes("VmRSS")
@@ -240,7 +240,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     array = np.lib.format.open_memmap(folder / "g.npy", "w+", np.float32, (5 << 16, 128))
     for part in range(5):
         array[part << 16 : (part + 1) << 16] = block + np.float32(part)
-    write_bin(folder / "g.i8bin", torch.from_numpy(block.astype(np.int8)).repeat(20, 1))
+    integers = torch.from_numpy((20 * block).astype(np.int8)).repeat(20, 1)
+    write_bin(folder / "g.i8bin", integers)
+    np.save(folder / "bytes.npy", integers.numpy())
     return folder
 
 
