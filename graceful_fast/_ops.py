@@ -347,3 +347,6 @@ def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple
     codes, facts, status = _ops.scan_quantize.default(rows)
     row, fault = status.tolist()
     return codes, facts, (row, fault)
+
+
+from ._blockwise import scan_between, scan_count, scan_histogram, scan_pairs  # noqa

@@ -148,31 +148,49 @@ def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
 
 
-def check_shapes(queries: "torch.Tensor", gallery: "torch.Tensor", k: Any) -> None:
-    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
-    shapes = f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)}"
+def check_dims(queries: "torch.Tensor", gallery: "torch.Tensor", names: tuple[str, str] = ("queries", "gallery")) -> str:
+    """ValueError unless the dims agree and are at least 1; both shapes in words."""
+    first, second = names
+    shapes = f"{first} {tuple(queries.shape)} and {second} {tuple(gallery.shape)}"
     if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"gallery: expected the dim of the queries, got {shapes}")
+        raise ValueError(f"{second}: expected the dim of {'the ' * (first == 'queries')}{first}, got {shapes}")
     if queries.shape[1] == 0:
-        raise ValueError(f"queries: expected a dim of at least 1, got {shapes}")
+        raise ValueError(f"{first}: expected a dim of at least 1, got {shapes}")
+    return shapes
+
+
+def check_shapes(
+    queries: "torch.Tensor",
+    gallery: "torch.Tensor",
+    k: Any,
+    names: tuple[str, str] = ("queries", "gallery"),
+    name: str = "k",
+) -> None:
+    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
+    shapes = check_dims(queries, gallery, names)
     if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
+        raise TypeError(f"{name}: expected an integer, got {type(k).__name__}")
     if not 1 <= k <= gallery.shape[0]:
-        raise ValueError(f"k: expected 1 to {gallery.shape[0]}, the rows of the gallery, got {k} with {shapes}")
+        raise ValueError(f"{name}: expected 1 to {gallery.shape[0]}, the rows of the gallery, got {k} with {shapes}")
 
 
 def label_pair(
-    kind: str, of_queries: Any, of_gallery: Any, queries: "torch.Tensor", gallery: "torch.Tensor"
+    kind: str,
+    of_queries: Any,
+    of_gallery: Any,
+    queries: "torch.Tensor",
+    gallery: "torch.Tensor",
+    sides: tuple[str, str] = ("query", "gallery"),
 ) -> tuple["torch.Tensor | None", "torch.Tensor | None"]:
     """Ids or groups of both sides as contiguous int64 vectors, or None of both."""
     if of_queries is None and of_gallery is None:
         return None, None
     if of_queries is None or of_gallery is None:
-        given, missing = ("gallery", "query") if of_queries is None else ("query", "gallery")
+        missing, given = sides if of_queries is None else sides[::-1]
         raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
     return (
-        as_labels(of_queries, f"query_{kind}", queries.shape[0]),
-        as_labels(of_gallery, f"gallery_{kind}", gallery.shape[0]),
+        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]),
+        as_labels(of_gallery, f"{sides[1]}_{kind}", gallery.shape[0]),
     )
 
 
@@ -191,11 +209,17 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
     return labels
 
 
-def raise_fault(status: "ScanStatus", queries: "torch.Tensor", gallery: "torch.Tensor", first_row: int = 0) -> None:
-    """ValueError for what the op found in the data."""
+def raise_fault(
+    status: "ScanStatus",
+    queries: "torch.Tensor",
+    gallery: "torch.Tensor",
+    first_row: int = 0,
+    names: tuple[str, str] = ("queries", "gallery"),
+) -> None:
+    """ValueError for what the op found in the data; `first_row`: number of the gallery's first row."""
     if status.bad:
-        name, row = ("queries", status.row) if status.bad == 1 else ("gallery", status.row + first_row)
+        row = status.row + (first_row if status.bad == 2 else 0)
         raise ValueError(
-            f"{name}: row {row}: {_FAULTS[status.fault]} "
-            f"(queries {tuple(queries.shape)}, gallery {tuple(gallery.shape)})"
+            f"{names[status.bad - 1]}: row {row}: {_FAULTS[status.fault]} "
+            f"({names[0]} {tuple(queries.shape)}, {names[1]} {tuple(gallery.shape)})"
         )
