@@ -199,7 +199,8 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
     import torch
 
     tensor = as_tensor(value, name)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+    real = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    if tensor.numel() and (real or tensor.dtype == torch.bool):
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     if tuple(tensor.shape) != (count,):
         raise ValueError(f"{name}: expected shape ({count},), got {tuple(tensor.shape)}")
