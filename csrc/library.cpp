@@ -47,4 +47,10 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "int first_row, int metric, Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, "
       "Tensor? gallery_groups, bool coded, bool cold) -> Tensor status");
   m.def("scan_quantize(Tensor rows) -> (Tensor codes, Tensor facts, Tensor status)");
+
+  // Of each query's positives (rows positives[positive_start[i]] to positives[positive_start[i + 1] - 1]), how many
+  // allowed rows have a greater score, an equal one (its own included), an equal one at a smaller row: counts (3, P).
+  m.def(
+      "scan_count(Tensor queries, Tensor gallery, int metric, Tensor positive_start, Tensor positives, "
+      "Tensor excluded_start, Tensor excluded) -> (Tensor counts, Tensor status)");
 }

@@ -349,4 +349,19 @@ def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple
     return codes, facts, (row, fault)
 
 
-from ._blockwise import scan_between, scan_count, scan_histogram, scan_pairs  # noqa
+@torch.library.register_fake("graceful_fast::scan_count")
+def _scan_count_fake(
+    queries: torch.Tensor, gallery: torch.Tensor, metric: int, start: torch.Tensor, positives: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return positives.new_empty((3, positives.shape[0])), positives.new_empty(len(ScanStatus._fields))
+
+
+def scan_count(
+    queries: torch.Tensor, gallery: torch.Tensor, metric: str, *lists: torch.Tensor
+) -> tuple[torch.Tensor, ScanStatus]:
+    """Counts (3, P) int64 of the rows better than, equal to, equal and before each positive; see csrc/library.cpp."""
+    counts, status = _ops.scan_count.default(queries, gallery, METRICS[metric], *lists)
+    return counts, ScanStatus(*status.tolist())
+
+
+from ._blockwise import scan_between, scan_histogram, scan_pairs  # noqa

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/bind.h"
+#include "cpu/scan_bind.h"
 
 namespace graceful_fast {
 namespace {
@@ -16,14 +16,6 @@ constexpr int64_t kMostQueriesATask = 4096;  // bounds the candidates in memory;
 constexpr int64_t kRowsATask = 4096;         // fewer, and warming up the limits costs more than a thread brings
 constexpr int64_t kQueriesATask = 128;       // fewer, and packing the gallery costs over a tenth of a task
 constexpr int64_t kMostCandidates = int64_t(16) << 20;  // of all tasks, 16 bytes each: beyond, threads share less
-
-const int64_t* labels(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
-  if (!tensor) return nullptr;
-  GF_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == ScalarType::Long &&
-               tensor->is_contiguous(),
-           "scan", name, ": expected a contiguous int64 vector of ", count);
-  return pointer<int64_t>(*tensor);
-}
 
 Codes given_codes(const std::optional<Tensor>& codes, const std::optional<Tensor>& facts, int64_t rows, int64_t dim) {
   if (!codes) return {};
@@ -36,24 +28,6 @@ Codes given_codes(const std::optional<Tensor>& codes, const std::optional<Tensor
   return {pointer<int8_t>(*codes), codes->size(1), pointer<float>(*facts)};
 }
 
-// What all endings' ops check and choose alike.
-void prepare(ScanParams& params, const ScanKernels& kernels, const Tensor& queries, const Tensor& gallery,
-             int64_t metric) {
-  params.queries = matrix(queries, "scan", "queries");
-  params.gallery = matrix(gallery, "scan", "gallery");
-  params.dim = params.queries.columns;
-  GF_CHECK(params.dim >= 1 && params.gallery.columns == params.dim, "scan",
-           "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", params.dim, " and ",
-           params.gallery.columns);
-  GF_CHECK(metric >= 0 && metric <= 2, "scan", "metric: expected 0 (ip), 1 (l2) or 2 (cosine), got ", metric);
-  params.metric = Metric(metric);
-  params.gallery_scale = kernels.typical_scale(params.gallery, params.dim);
-  if (params.metric == Metric::l2) {
-    params.gallery_scale = std::min(params.gallery_scale, kernels.typical_scale(params.queries, params.dim));
-    params.query_scale = params.gallery_scale;
-  }
-}
-
 // Threads share the gallery first, so that each row is packed once.
 void divide(ScanParams& params, int64_t candidates_a_query) {
   const int64_t q = params.queries.rows, threads = torch::stable::get_num_threads();
@@ -62,33 +36,6 @@ void divide(ScanParams& params, int64_t candidates_a_query) {
       std::min(params.gallery.rows / rows_a_task, kMostCandidates / (q * candidates_a_query)), 1, threads);
   params.query_parts = std::max((q + kMostQueriesATask - 1) / kMostQueriesATask,
                                 std::min(threads / params.gallery_parts, (q + kQueriesATask - 1) / kQueriesATask));
-}
-
-// status[0..3]: the bad argument (1 queries, 2 gallery) or 0, its first bad row, the fault, rows settled in float64;
-// [4..6]: buffers cut, rows scanned as codes, rows scanned in float32 (each by every block of queries).
-// The first bad query goes before the first bad gallery row, whichever task saw it.
-void write_status(const std::vector<ScanReport>& reports, int64_t* status) {
-  int64_t bad_query = -1, bad_row = -1;
-  for (const ScanReport& report : reports) {
-    status[3] += report.settled;
-    status[4] += report.cuts;
-    status[5] += report.coded_rows;
-    status[6] += report.plain_rows;
-    if (report.query >= 0 && (bad_query < 0 || report.query < bad_query)) {
-      bad_query = report.query;
-      status[0] = 1, status[1] = report.query, status[2] = int64_t(report.query_fault);
-    }
-    if (report.row >= 0 && (bad_row < 0 || report.row < bad_row)) {
-      bad_row = report.row;
-      if (bad_query < 0) status[0] = 2, status[1] = report.row, status[2] = int64_t(report.row_fault);
-    }
-  }
-}
-
-Tensor new_status() {
-  Tensor status = empty({7}, ScalarType::Long);
-  std::fill_n(mutable_pointer<int64_t>(status), 7, 0);
-  return status;
 }
 
 // keys, rows: the k best so far, best first, -1 where there is none; out: with this gallery's rows. See write_status.

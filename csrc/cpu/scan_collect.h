@@ -58,7 +58,8 @@ class Collector {
 
   double floor(int64_t i) const { return states_[i].floor; }
 
-  void refresh() {
+  template <class Engine>
+  void refresh(const Engine&) {
     for (int64_t i = 0; p_.gallery_parts > 1 && i < count_; ++i) share_floor(i);
   }
 

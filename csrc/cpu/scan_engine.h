@@ -8,7 +8,8 @@
 // An ending has
 //   double floor(i)              the score, in scan units, from which a row matters to query i
 //   take(engine, tile)           some scores; engine.error, engine.row, engine.raised serve it
-//   refresh()                    before each chunk
+//   refresh(engine)              before each chunk
+//   begin(), end_seed()          after the queries are measured; after the rows that only raise floors
 #pragma once
 #include <type_traits>
 
@@ -130,6 +131,9 @@ class Scan {
     }
     return error;
   }
+
+  // The same with any row of the chunk, in float32.
+  double error(int64_t i) const { return bound_.error(queries_[i].norm, largest_) * (1 + 0x1p-22); }
 
   void raised(int64_t i) {  // the floor of query i has risen
     const double limit = ending_.floor(i) - bound_.error(queries_[i].norm, largest_);
@@ -332,7 +336,7 @@ class Scan {
       if (norms_[j] < smallest) smallest = norms_[j];
     }
     even_ = !in_place_ && p_.metric != Metric::l2 && largest_ <= 2 * smallest;
-    ending_.refresh();
+    ending_.refresh(*this);
     for (int64_t i = 0; i < count_; ++i) raised(i);
   }
 
