@@ -23,7 +23,7 @@ class Counter {
         definition_(params),
         states_(count_),
         edges_(2 * rooms()),
-        grid_(4 * rooms()),
+        grid_(kCellsAPositive * rooms()),
         report_(report) {}
 
   void begin() {
@@ -32,7 +32,7 @@ class Counter {
       const int64_t at = p_.start[first_ + i], count = p_.start[first_ + i + 1] - at;
       State& state = states_[i];
       state = {Tally(p_, first_ + i, part_), p_.keys + at, p_.rows + at, count, 0, edges_ + 2 * room, nullptr,
-               grid_ + 4 * room,             0,            0,            0};
+               grid_ + kCellsAPositive * room, 0,            0,            0};
       state.lower = state.upper + room_of(count);
       room += room_of(count);
     }
@@ -65,11 +65,8 @@ class Counter {
       const float* const scores = tile.scores + r * kN;
       uint32_t unsure;
 #if defined(GF_AVX512)
-      if (state.count <= kInRegisters && tile.columns == kN) {
-        unsure = count_in_registers(state, scores, reached);
-      } else {
-        unsure = count_by_grid(state, scores, reached);
-      }
+      unsure = state.count <= kInRegisters ? count_in_registers(state, scores, reached)
+                                           : count_by_grid(state, scores, reached);
 #else
       unsure = count_by_grid(state, scores, reached);
 #endif
@@ -93,6 +90,7 @@ class Counter {
   };
 
   static constexpr int64_t kInRegisters = 31;
+  static constexpr int64_t kCellsAPositive = 8;  // one score in ten or so meets an edge in its cell
   static int64_t room_of(int64_t count) { return most(count, kInRegisters) + 1; }
   int64_t rooms() const {
     int64_t total = 0;
@@ -117,78 +115,77 @@ class Counter {
 
   void set_grid(State& state) {
     const int64_t count = state.count;
-    state.cells = 2;
-    while (state.cells < 2 * count) state.cells *= 2;
+    state.cells = kCellsAPositive * count;
     const float low = state.upper[count - 1], span = state.upper[0] - low;
     const bool spread = span > 0x1p-60f && span < 0x1p60f && __builtin_fabsf(low) < 0x1p60f;
     state.density = spread ? float(state.cells - 1) / span : 0;
     state.origin = spread ? 1 - low * state.density : 0;  // cell 0 is for what is below all
     for (int64_t c = 0; c <= state.cells; ++c) state.grid[c] = 0;
-    for (int64_t j = 0; j < count; ++j) ++state.grid[cell(state, state.upper[j])];
+    for (int64_t j = 0; j < count; ++j) ++state.grid[cells_of(state, broadcast(state.upper[j]))[0]];
     for (int64_t c = state.cells; c-- > 0;) state.grid[c] += state.grid[c + 1];
   }
 
   // Never falls as the score rises: rounding keeps order.
-  static int64_t cell(const State& state, float score) {
-    const float place = state.density * score + state.origin;
-    return place > 0 ? (place < float(state.cells - 1) ? int64_t(place) : state.cells - 1) : 0;
+  static Ints cells_of(const State& state, Floats score) {
+    const Floats last = broadcast(float(state.cells - 1)), none = Floats{};
+    const Floats place = broadcast(state.density) * score + broadcast(state.origin);
+    const Floats above = place > none ? place : none;
+    return __builtin_convertvector(above < last ? above : last, Ints);
   }
 
   // Counts the scores of set bits; the bits of those that float64 must settle.
   static uint32_t count_by_grid(State& state, const float* scores, uint32_t reached) {
+    alignas(64) int32_t cells[kN];
+    store(cells, cells_of(state, load<Floats>(scores)));
+    store(cells + kFloats, cells_of(state, load<Floats>(scores + kFloats)));
     uint32_t unsure = 0;
     for (; reached; reached &= reached - 1) {
       const int j = __builtin_ctz(reached);
-      const int64_t at = cell(state, scores[j]);
-      int64_t low = state.grid[at + 1], high = state.grid[at];
-      while (low < high) {
+      int64_t low = state.grid[cells[j] + 1], high = state.grid[cells[j]];
+      while (low < high) {  // seldom: a cell has few edges
         const int64_t middle = (low + high) / 2;
-        if (scores[j] <= state.upper[middle]) {
-          low = middle + 1;
-        } else {
-          high = middle;
-        }
+        const bool beaten = scores[j] > state.upper[middle];
+        low = beaten ? low : middle + 1;
+        high = beaten ? middle : high;
       }
-      if (scores[j] >= state.lower[low]) {
-        unsure |= uint32_t(1) << j;
-      } else {
-        ++state.tally.between[low];
-      }
+      unsure |= uint32_t(scores[j] >= state.lower[low]) << j;
+      state.tally.between[low] += !(scores[j] >= state.lower[low]);
     }
     return unsure;
   }
 
 #if defined(GF_AVX512)
-  // The same with all edges in four registers, for up to kInRegisters positives: five halvings of 16 scores at a time.
+  // The same with all edges in four registers, for up to kInRegisters positives: five halvings for 16 scores at a time.
+  // Places are then counted by comparing bytes: adding to one counter after the other would wait for each store.
   static uint32_t count_in_registers(State& state, const float* scores, uint32_t reached) {
     const __m512 upper0 = _mm512_loadu_ps(state.upper), upper1 = _mm512_loadu_ps(state.upper + 16);
     const __m512 lower0 = _mm512_loadu_ps(state.lower), lower1 = _mm512_loadu_ps(state.lower + 16);
-    uint32_t all_unsure = 0;
+    uint32_t unsure = 0;
+    __m128i places[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const __m512 score = _mm512_loadu_ps(scores + 16 * half);
-      __m512i place = _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(score, _mm512_set1_ps(state.upper[15]), _CMP_LE_OQ), 16);
+      const __mmask16 in_lower_half = _mm512_cmp_ps_mask(score, _mm512_set1_ps(state.upper[15]), _CMP_LE_OQ);
+      __m512i place = _mm512_maskz_set1_epi32(in_lower_half, 16);
 #pragma GCC unroll 4
       for (int step = 8; step > 0; step /= 2) {
-        const __m512i next = _mm512_add_epi32(place, _mm512_set1_epi32(step));
-        const __m512 edge = _mm512_permutex2var_ps(upper0, _mm512_add_epi32(place, _mm512_set1_epi32(step - 1)), upper1);
-        place = _mm512_mask_mov_epi32(place, _mm512_cmp_ps_mask(score, edge, _CMP_LE_OQ), next);
+        const __m512i middle = _mm512_add_epi32(place, _mm512_set1_epi32(step - 1));
+        const __m512 edge = _mm512_permutex2var_ps(upper0, middle, upper1);
+        const __mmask16 not_beaten = _mm512_cmp_ps_mask(score, edge, _CMP_LE_OQ);
+        place = _mm512_mask_add_epi32(place, not_beaten, place, _mm512_set1_epi32(step));
       }
-      const __mmask16 mine = __mmask16(reached >> 16 * half);
       const __m512 edge = _mm512_permutex2var_ps(lower0, place, lower1);
-      const __mmask16 unsure = _mm512_mask_cmp_ps_mask(mine, score, edge, _CMP_GE_OQ);
-      alignas(64) uint32_t places[16];
-      _mm512_store_si512(places, place);
-      int64_t* const between = state.tally.between;
-      if (unsure == 0 && mine == 0xffff) {
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) ++between[places[j]];
-      } else {
-        for (uint32_t sure = mine & ~unsure; sure; sure &= sure - 1) ++between[places[__builtin_ctz(sure)]];
-      }
-      all_unsure |= uint32_t(unsure) << 16 * half;
+      unsure |= uint32_t(_mm512_cmp_ps_mask(score, edge, _CMP_GE_OQ)) << 16 * half;
+      places[half] = _mm512_cvtepi32_epi8(place);
     }
-    return all_unsure;
+    unsure &= reached;
+    const __m256i all = _mm256_set_m128i(places[1], places[0]);
+    const uint32_t sure = reached & ~unsure;
+    for (int64_t i = 0; i < state.count; ++i) {
+      const __mmask32 here = _mm256_mask_cmpeq_epi8_mask(sure, all, _mm256_set1_epi8(char(i)));
+      state.tally.between[i] += __builtin_popcount(here);
+    }
+    return unsure;
   }
 #endif
 
