@@ -53,4 +53,21 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
   m.def(
       "scan_count(Tensor queries, Tensor gallery, int metric, Tensor positive_start, Tensor positives, "
       "Tensor excluded_start, Tensor excluded) -> (Tensor counts, Tensor status)");
+
+  // Scores of all pairs of a row of a and a row of b (within: b is a, every two rows once), but those of one id, by bins:
+  // counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Pairs of the bins keep[i][0] to keep[i][1] are
+  // settled and kept: their float64 scores, kinds = genuine + 2 i, up to `capacity`; kept says how many there are.
+  // scan_histogram bins scan scores, which lie within `margin` of the definition; bins start at origin, the first and
+  // the last take what lies beyond. scan_between bins the definition itself: between the first bin and the last, each
+  // has 2^shift float64 values from `lowest` on, and all their pairs are kept.
+  m.def(
+      "scan_histogram(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
+      "bool within, float origin, float width, int bins, Tensor keep, int capacity) -> (Tensor counts, Tensor keys, "
+      "Tensor kinds, Tensor margin, Tensor kept, Tensor status)");
+  m.def(
+      "scan_between(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
+      "bool within, int lowest, int shift, int bins, int capacity) -> (Tensor counts, Tensor keys, Tensor kinds, "
+      "Tensor kept, Tensor status)");
+  // The float64 scores of pairs of rows, larger is better.
+  m.def("scan_pairs(Tensor a, Tensor b, int metric, Tensor rows, Tensor columns) -> Tensor");
 }

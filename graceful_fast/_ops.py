@@ -364,4 +364,102 @@ def scan_count(
     return counts, ScanStatus(*status.tolist())
 
 
-from ._blockwise import scan_between, scan_histogram, scan_pairs  # noqa
+Sides = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+@torch.library.register_fake("graceful_fast::scan_histogram")
+def _scan_histogram_fake(a: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    bins, _, capacity = arguments[-3:]
+    return *_all_pairs_fake(a, bins, capacity), a.new_empty(1, dtype=torch.float64), *_status_fake(a)
+
+
+@torch.library.register_fake("graceful_fast::scan_between")
+def _scan_between_fake(a: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    return *_all_pairs_fake(a, *arguments[-2:]), *_status_fake(a)
+
+
+@torch.library.register_fake("graceful_fast::scan_pairs")
+def _scan_pairs_fake(
+    a: torch.Tensor, b: torch.Tensor, metric: int, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    return a.new_empty(rows.shape, dtype=torch.float64)
+
+
+def _all_pairs_fake(a: torch.Tensor, bins: int, capacity: int) -> tuple[torch.Tensor, ...]:
+    return (
+        a.new_empty((2, bins), dtype=torch.int64),
+        a.new_empty(capacity, dtype=torch.float64),
+        a.new_empty(capacity, dtype=torch.uint8),
+    )
+
+
+def _status_fake(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return a.new_empty(1, dtype=torch.int64), a.new_empty(len(ScanStatus._fields), dtype=torch.int64)
+
+
+class PairCounts(NamedTuple):
+    """Scores of all pairs; see csrc/library.cpp."""
+
+    counts: torch.Tensor  # (2, bins) int64: impostors, genuine
+    keys: torch.Tensor | None  # float64 scores of the pairs that were to be kept, None if they were too many
+    kinds: torch.Tensor | None  # uint8, genuine + 2 * range
+    margin: float
+    status: ScanStatus
+
+
+def scan_histogram(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    metric: str,
+    labels: Sides,
+    ids: Sides,
+    within: bool,
+    *,
+    origin: float,
+    width: float,
+    bins: int,
+    keep: torch.Tensor,
+    capacity: int,
+) -> PairCounts:
+    """All pairs by bins of their scan scores; `keep`: (ranges, 2) int64 bins whose exact scores are kept."""
+    found = _ops.scan_histogram.default(
+        a, b, METRICS[metric], *labels, *ids, within, origin, width, bins, keep, capacity
+    )
+    counts, keys, kinds, margin, kept, status = found
+    return _pair_counts(counts, keys, kinds, float(margin), int(kept), status)
+
+
+def scan_between(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    metric: str,
+    labels: Sides,
+    ids: Sides,
+    within: bool,
+    *,
+    lowest: int,
+    shift: int,
+    bins: int,
+    capacity: int,
+) -> PairCounts:
+    """All pairs by bins of their exact scores, `lowest` and above by 2^shift values a bin."""
+    found = _ops.scan_between.default(a, b, METRICS[metric], *labels, *ids, within, lowest, shift, bins, capacity)
+    counts, keys, kinds, kept, status = found
+    return _pair_counts(counts, keys, kinds, 0.0, int(kept), status)
+
+
+def _pair_counts(
+    counts: torch.Tensor, keys: torch.Tensor, kinds: torch.Tensor, margin: float, kept: int, status: torch.Tensor
+) -> PairCounts:
+    fits = kept <= len(keys)
+    return PairCounts(
+        counts, keys[:kept] if fits else None, kinds[:kept] if fits else None, margin, ScanStatus(*status.tolist())
+    )
+
+
+def scan_pairs(
+    a: torch.Tensor, b: torch.Tensor, metric: str, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """(P,) float64 scores, larger is better, of the pairs (rows[i], columns[i])."""
+    keys: torch.Tensor = _ops.scan_pairs.default(a, b, METRICS[metric], rows, columns)
+    return keys

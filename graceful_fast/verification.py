@@ -144,7 +144,17 @@ def read_pairs(a: Any, b: Any, a_labels: Any, b_labels: Any, metric: str, a_ids:
         return x is y or (x is not None and x.dtype == y.dtype and torch.equal(x, y))
 
     within = within or all(same(*sides) for sides in ((first[:1], second[:1]), labels, ids, (first, second)))
-    return Pairs(first, second, metric, labels, ids, within)
+    return Pairs(first, second, metric, as_codes(*labels), as_codes(*ids), within)
+
+
+def as_codes(first: Any, second: Any) -> Any:
+    """The same values of both sides as the same int32."""
+    import torch
+
+    if first is None:
+        return None, None
+    _, codes = torch.unique(torch.cat([first, second]), return_inverse=True)
+    return codes[: len(first)].to(torch.int32), codes[len(first) :].to(torch.int32)
 
 
 def check_rates(name: str, rates: Any) -> tuple[Any, ...]:

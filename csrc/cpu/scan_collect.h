@@ -57,6 +57,7 @@ class Collector {
   }
 
   double floor(int64_t i) const { return states_[i].floor; }
+  static bool skips(int64_t, int64_t) { return false; }
 
   template <class Engine>
   void refresh(const Engine&) {

@@ -38,6 +38,7 @@ class Counter {
     }
   }
   void end_seed() {}
+  static bool skips(int64_t, int64_t) { return false; }
 
   double floor(int64_t i) const {
     const State& state = states_[i];

@@ -9,6 +9,7 @@
 //   double floor(i)              the score, in scan units, from which a row matters to query i
 //   take(engine, tile)           some scores; engine.error, engine.row, engine.raised serve it
 //   refresh(engine)              before each chunk
+//   skips(i, row)                nothing is wanted of queries from i on with rows up to this one
 //   begin(), end_seed()          after the queries are measured; after the rows that only raise floors
 #pragma once
 #include <type_traits>
@@ -131,6 +132,8 @@ class Scan {
     }
     return error;
   }
+
+  double largest() const { return largest_; }  // norm in the chunk, in scan units
 
   // The same with any row of the chunk, in float32.
   double error(int64_t i) const { return bound_.error(queries_[i].norm, largest_) * (1 + 0x1p-22); }
@@ -352,6 +355,7 @@ class Scan {
       for (int64_t slot = 0; slot < chunk.count; slot += kN) {
         for (int64_t panel = begin; panel < least(begin + block, panels_); ++panel) {
           const int64_t query = panel * kM;
+          if (ending_.skips(query, row(slot + kN - 1))) continue;
           const bool any =
               !chunk.coded ? tile(packed_ + query * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot,
                                   limits_ + query, scores, reached)
