@@ -54,16 +54,18 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "scan_count(Tensor queries, Tensor gallery, int metric, Tensor positive_start, Tensor positives, "
       "Tensor excluded_start, Tensor excluded) -> (Tensor counts, Tensor status)");
 
-  // Scores of all pairs of a row of a and a row of b (within: b is a, every two rows once), but those of one id, by bins:
-  // counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Pairs of the bins keep[i][0] to keep[i][1] are
-  // settled and kept: their float64 scores, kinds = genuine + 2 i, up to `capacity`; kept says how many there are.
-  // scan_histogram bins scan scores, which lie within `margin` of the definition; bins start at origin, the first and
-  // the last take what lies beyond. scan_between bins the definition itself: between the first bin and the last, each
-  // has 2^shift float64 values from `lowest` on, and all their pairs are kept.
+  // Scores of all pairs of a row of a and a row of b (within: b is a, every two rows once), but those of one id, by
+  // bins: counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Some pairs are kept, up to `capacity`, in
+  // no order; kinds: 1 genuine, 0 impostor; kept: how many there are.
+  // scan_histogram bins scan scores, from `origin` on; the first and the last bin take what lies beyond. It keeps the
+  // pairs (a's row * rows of b + b's row) of the bins keep[i][0] to keep[i][1], with their places, in bins; a place is
+  // within `margin` of that of the float64 score.
   m.def(
       "scan_histogram(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
-      "bool within, float origin, float width, int bins, Tensor keep, int capacity) -> (Tensor counts, Tensor keys, "
-      "Tensor kinds, Tensor margin, Tensor kept, Tensor status)");
+      "bool within, float origin, float width, int bins, Tensor keep, int capacity) -> (Tensor counts, Tensor places, "
+      "Tensor pairs, Tensor kinds, Tensor margin, Tensor kept, Tensor status)");
+  // scan_between bins float64 scores: each bin has 2^shift values from `lowest` on, but the first and the last, which
+  // take what lies below and above; it keeps the scores of all others.
   m.def(
       "scan_between(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
       "bool within, int lowest, int shift, int bins, int capacity) -> (Tensor counts, Tensor keys, Tensor kinds, "

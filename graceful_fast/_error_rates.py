@@ -1,20 +1,20 @@
 """Exact thresholds among the scores of all pairs, from histograms of one scan: what error rates are made of.
 
 A threshold is the largest score at which enough pairs are accepted. A sample of pairs says within which bins of the
-histogram it will lie; the scan counts every pair by its bin, keeps the exact scores of those bins alone, and so settles
-all thresholds in one pass. A threshold that the sample misses, or too many scores in its bins, costs more passes, each
+histogram it will lie; the scan counts every pair by its bin, keeps those bins' pairs alone, and float64 settles those
+nearest to each threshold. A threshold that the sample misses, or too many scores in its bins, costs more passes, each
 over a narrower range of exact scores: down to a single float64, whatever the data.
 """
 
 import bisect
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from . import _ops
-from ._brackets import BINS as _BINS
-from ._brackets import Grid, brackets, merge, sampled
+from ._brackets import BINS, Grid, brackets, merge, sampled
 from .search import raise_fault
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Counts = np.ndarray  # (2, ...) int64: impostors, genuine
 Reached = Callable[[Counts], Any]  # of the accepted: are they enough? Once true, true for every lower threshold.
 
 _FEW = 1 << 20  # pairs whose scores are simply all kept
-_KEPT = 1 << 24  # exact scores kept at most: 150 MB
+_KEPT = 1 << 24  # pairs kept at most: 220 MB
 
 
 class Pairs(NamedTuple):
@@ -37,24 +37,15 @@ class Pairs(NamedTuple):
     ids: tuple["torch.Tensor | None", "torch.Tensor | None"]  # int32
     within: bool
 
-    def checked(self, found: _ops.PairCounts) -> "Scores":
-        """What a scan found, as numpy; ValueError for what is wrong with the data."""
-        raise_fault(found.status, self.a, self.b, names=("a", "b"))
-        counts = found.counts.numpy()
-        if found.keys is None or found.kinds is None:
-            return Scores(counts, None, found.margin)
-        keys, kinds = found.keys.numpy(), found.kinds.numpy()
-        ranges = int(kinds.max(initial=1)) // 2 + 1
-        exact = [(np.sort(keys[kinds == 2 * i]), np.sort(keys[kinds == 2 * i + 1])) for i in range(ranges)]
-        return Scores(counts, exact, found.margin)
+    @property
+    def count(self) -> int:
+        """Pairs, those of one id included."""
+        rows = len(self.a)
+        return rows * (rows - 1) // 2 if self.within else rows * len(self.b)
 
-
-class Scores(NamedTuple):
-    """Pairs by bins, and the exact scores of ranges of bins: impostors and genuine, ascending."""
-
-    counts: Counts
-    exact: list[tuple[np.ndarray, np.ndarray]] | None  # None: too many to keep
-    margin: float
+    def check(self, status: _ops.ScanStatus) -> None:
+        """ValueError for what is wrong with the data."""
+        raise_fault(status, self.a, self.b, names=("a", "b"))
 
 
 class Threshold(NamedTuple):
@@ -100,37 +91,80 @@ def thresholds(
 
     `fars`: about which false accept rates the targets aim at; the last target is the one where FAR = FRR.
     """
-    rows = len(pairs.a)
-    count = rows * (rows - 1) // 2 if pairs.within else rows * len(pairs.b)
-    if count <= _FEW:
-        return _among_all(pairs, count, targets)
+    if pairs.count <= _FEW:
+        return _among_all(pairs, targets)
+    import torch
+
     sample = sampled(pairs)
     grid = Grid.around(sample)
-    keep, merged = merge([grid.bins_of(*bracket) for bracket in brackets(sample, fars)])
-    scores = _histogram(pairs, grid, keep, _KEPT)
-    curve = Curve(scores.counts[:, ::-1])
-    found = []
-    for target, which in zip(targets(curve.totals), merged, strict=True):
+    keep = merge([grid.bins_of(*bracket) for bracket in brackets(sample, fars)])
+    found = _ops.scan_histogram(
+        *pairs, **grid._asdict(), bins=BINS, keep=torch.from_numpy(keep), capacity=_KEPT
+    )
+    pairs.check(found.status)
+    curve = Curve(found.counts.numpy()[:, ::-1])
+    ranges = [_Range(found, *bins) for bins in keep.tolist()] if found.kept <= _KEPT else []
+    result: list[Threshold | None] = []
+    for target in targets(curve.totals):
         threshold = None
         if target is not None:
-            first, last = keep[which].tolist()
-            if scores.exact is not None and which < len(scores.exact):
-                threshold = among(target, *scores.exact[which], scores.counts[:, last + 1 :].sum(1))
-            low, high = grid.edges(first, last, -scores.margin)
-            if threshold is None or not low <= threshold.score < high:
-                place = _BINS - 1 - int(np.argmax(target(curve.counts.cumsum(1))))
-                threshold = narrowed(pairs, target, *grid.edges(place, place, scores.margin))
-        found.append(threshold)
-    return curve, found
+            place = BINS - 1 - int(np.argmax(target(curve.counts.cumsum(1))))
+            for kept in ranges:
+                if kept.first <= place <= kept.last:
+                    threshold = kept.threshold(pairs, target)
+            if threshold is None:
+                threshold = narrowed(pairs, target, *grid.edges(place, found.margin))
+        result.append(threshold)
+    return curve, result
+
+
+class _Range:
+    """The kept pairs of a range of bins."""
+
+    def __init__(self, found: _ops.Histogram, first: int, last: int) -> None:
+        self.first, self.last, self.margin = first, last, found.margin
+        self.above = found.counts[:, last + 1 :].sum(1).numpy()
+        places = found.places.numpy()
+        # Bins are rounded down after both ends have taken in what lies beyond.
+        low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
+        mine = (places >= low) & (places < high)
+        self.places, self.pairs, self.genuine = places[mine], found.pairs.numpy()[mine], found.kinds.numpy()[mine] == 1
+        self.low, self.high = low, high
+
+    def threshold(self, pairs: Pairs, target: Reached) -> Threshold | None:
+        """The target's, if it is sure to be in the range: its place is that among places, to the margin."""
+        import torch
+
+        about = among(target, *self.sides, self.above)
+        if about is None:
+            return None
+        low, high = about.score - 2 * self.margin, about.score + 2 * self.margin
+        if not (self.low <= low and high < self.high):
+            return None
+        near = (self.places >= low) & (self.places <= high)
+        rows, columns = (torch.from_numpy(side) for side in np.divmod(self.pairs[near], len(pairs.b)))
+        keys = _ops.scan_pairs(pairs.a, pairs.b, pairs.metric, rows, columns).numpy()
+        genuine = self.genuine[near]
+        better = self.genuine[self.places > high]
+        above = self.above + np.array([len(better) - better.sum(), better.sum()])
+        return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
+
+    @cached_property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of impostors and of genuine pairs, ascending."""
+        return np.sort(self.places[~self.genuine]), np.sort(self.places[self.genuine])
 
 
 def _among_all(
-    pairs: Pairs, count: int, targets: Callable[[Counts], list[Reached | None]]
+    pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]
 ) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
-    exact = _histogram(pairs, Grid(0.0, 1.0), np.array([[0, _BINS - 1]]), count).exact
-    assert exact is not None
-    impostors, genuine = exact[0]
+    first, last = _FULL
+    found = _ops.scan_between(
+        *pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.count
+    )
+    pairs.check(found.status)
+    impostors, genuine = _sorted(found)
     scores = np.unique(np.concatenate([impostors, genuine]))[::-1]
     worse = np.stack([np.searchsorted(side, scores, "left") for side in (impostors, genuine)])
     sizes = np.array([[len(impostors)], [len(genuine)]])
@@ -156,20 +190,20 @@ def among(target: Reached, impostors: np.ndarray, genuine: np.ndarray, above: Co
 
 def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshold:
     """The target's threshold by passes over exact scores, each over a part of the range of the one before."""
-    full = (int(ordered(-np.finfo(float).max)), int(ordered(np.finfo(float).max)))
-    first, last = (int(ordered(np.clip(end, -np.finfo(float).max, np.finfo(float).max))) for end in (low, high))
+    largest = np.finfo(float).max
+    first, last = (int(ordered(np.clip(end, -largest, largest))) for end in (low, high))
     while True:
-        shift = max(0, -(-(last - first + 1) // (_BINS - 2)) - 1).bit_length()
-        scores = pairs.checked(
-            _ops.scan_between(*pairs, lowest=first, shift=shift, bins=_BINS, capacity=_KEPT)
-        )
-        accepted = scores.counts[:, ::-1].cumsum(1)
+        shift = _shift(first, last)
+        found = _ops.scan_between(*pairs, lowest=first, shift=shift, bins=BINS, capacity=_KEPT)
+        pairs.check(found.status)
+        counts = found.counts.numpy()
+        accepted = counts[:, ::-1].cumsum(1)
         at = int(np.argmax(target(accepted)))
-        place = _BINS - 1 - at
-        if place in (0, _BINS - 1):  # not in the range after all
-            first, last = full
-        elif scores.exact is not None:
-            threshold = among(target, *scores.exact[0], scores.counts[:, -1])
+        place = BINS - 1 - at
+        if place in (0, BINS - 1):  # not in the range after all
+            first, last = _FULL
+        elif found.kept <= _KEPT:
+            threshold = among(target, *_sorted(found), counts[:, -1])
             assert threshold is not None
             return threshold
         elif shift == 0:
@@ -190,11 +224,15 @@ def unordered(value: int) -> Any:
     return np.array(value if value >= 0 else -(2**63) - value, np.int64).view(np.float64)
 
 
-def _histogram(pairs: Pairs, grid: Grid, keep: np.ndarray, capacity: int) -> Scores:
-    import torch
+_FULL = (int(ordered(-np.finfo(float).max)), int(ordered(np.finfo(float).max)))
 
-    found = _ops.scan_histogram(
-        *pairs, origin=grid.origin, width=grid.width, bins=_BINS, keep=torch.from_numpy(keep), capacity=capacity
-    )
-    return pairs.checked(found)
 
+def _shift(first: int, last: int) -> int:
+    """So that all bins but two cover a range of ordered values."""
+    return max(0, -(-(last - first + 1) // (BINS - 2)) - 1).bit_length()
+
+
+def _sorted(found: _ops.Between) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of impostors and of genuine pairs, ascending."""
+    keys, genuine = found.keys.numpy(), found.kinds.numpy() == 1
+    return np.sort(keys[~genuine]), np.sort(keys[genuine])

@@ -370,12 +370,16 @@ Sides = tuple[torch.Tensor | None, torch.Tensor | None]
 @torch.library.register_fake("graceful_fast::scan_histogram")
 def _scan_histogram_fake(a: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
     bins, _, capacity = arguments[-3:]
-    return *_all_pairs_fake(a, bins, capacity), a.new_empty(1, dtype=torch.float64), *_status_fake(a)
+    types = (torch.float32, torch.int64, torch.uint8)
+    kept = (a.new_empty(capacity, dtype=dtype) for dtype in types)
+    return _counts_fake(a, bins), *kept, a.new_empty(1, dtype=torch.float64), *_status_fake(a)
 
 
 @torch.library.register_fake("graceful_fast::scan_between")
 def _scan_between_fake(a: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    return *_all_pairs_fake(a, *arguments[-2:]), *_status_fake(a)
+    bins, capacity = arguments[-2:]
+    kept = (a.new_empty(capacity, dtype=dtype) for dtype in (torch.float64, torch.uint8))
+    return _counts_fake(a, bins), *kept, *_status_fake(a)
 
 
 @torch.library.register_fake("graceful_fast::scan_pairs")
@@ -385,24 +389,22 @@ def _scan_pairs_fake(
     return a.new_empty(rows.shape, dtype=torch.float64)
 
 
-def _all_pairs_fake(a: torch.Tensor, bins: int, capacity: int) -> tuple[torch.Tensor, ...]:
-    return (
-        a.new_empty((2, bins), dtype=torch.int64),
-        a.new_empty(capacity, dtype=torch.float64),
-        a.new_empty(capacity, dtype=torch.uint8),
-    )
+def _counts_fake(a: torch.Tensor, bins: int) -> torch.Tensor:
+    return a.new_empty((2, bins), dtype=torch.int64)
 
 
 def _status_fake(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return a.new_empty(1, dtype=torch.int64), a.new_empty(len(ScanStatus._fields), dtype=torch.int64)
 
 
-class PairCounts(NamedTuple):
-    """Scores of all pairs; see csrc/library.cpp."""
+class Histogram(NamedTuple):
+    """All pairs by bins of their scan scores, and some of them; see csrc/library.cpp."""
 
     counts: torch.Tensor  # (2, bins) int64: impostors, genuine
-    keys: torch.Tensor | None  # float64 scores of the pairs that were to be kept, None if they were too many
-    kinds: torch.Tensor | None  # uint8, genuine + 2 * range
+    places: torch.Tensor  # (kept,) float32, in bins
+    pairs: torch.Tensor  # (kept,) int64: a's row * rows of b + b's row
+    kinds: torch.Tensor  # (kept,) uint8: 1 genuine, 0 impostor
+    kept: int  # how many there are; above the capacity the others are incomplete
     margin: float
     status: ScanStatus
 
@@ -420,13 +422,23 @@ def scan_histogram(
     bins: int,
     keep: torch.Tensor,
     capacity: int,
-) -> PairCounts:
-    """All pairs by bins of their scan scores; `keep`: (ranges, 2) int64 bins whose exact scores are kept."""
-    found = _ops.scan_histogram.default(
+) -> Histogram:
+    """All pairs by bins of their scan scores; `keep`: (ranges, 2) int64 bins whose pairs are kept."""
+    counts, *pairs, margin, kept, status = _ops.scan_histogram.default(
         a, b, METRICS[metric], *labels, *ids, within, origin, width, bins, keep, capacity
     )
-    counts, keys, kinds, margin, kept, status = found
-    return _pair_counts(counts, keys, kinds, float(margin), int(kept), status)
+    places, which, kinds = (column[: int(kept)] for column in pairs)
+    return Histogram(counts, places, which, kinds, int(kept), float(margin), ScanStatus(*status.tolist()))
+
+
+class Between(NamedTuple):
+    """All pairs by bins of their exact scores, and the scores between the first and the last; see csrc/library.cpp."""
+
+    counts: torch.Tensor  # (2, bins) int64: impostors, genuine
+    keys: torch.Tensor  # (kept,) float64
+    kinds: torch.Tensor  # (kept,) uint8: 1 genuine, 0 impostor
+    kept: int  # how many there are; above the capacity the others are incomplete
+    status: ScanStatus
 
 
 def scan_between(
@@ -441,20 +453,12 @@ def scan_between(
     shift: int,
     bins: int,
     capacity: int,
-) -> PairCounts:
+) -> Between:
     """All pairs by bins of their exact scores, `lowest` and above by 2^shift values a bin."""
-    found = _ops.scan_between.default(a, b, METRICS[metric], *labels, *ids, within, lowest, shift, bins, capacity)
-    counts, keys, kinds, kept, status = found
-    return _pair_counts(counts, keys, kinds, 0.0, int(kept), status)
-
-
-def _pair_counts(
-    counts: torch.Tensor, keys: torch.Tensor, kinds: torch.Tensor, margin: float, kept: int, status: torch.Tensor
-) -> PairCounts:
-    fits = kept <= len(keys)
-    return PairCounts(
-        counts, keys[:kept] if fits else None, kinds[:kept] if fits else None, margin, ScanStatus(*status.tolist())
+    counts, keys, kinds, kept, status = _ops.scan_between.default(
+        a, b, METRICS[metric], *labels, *ids, within, lowest, shift, bins, capacity
     )
+    return Between(counts, keys[: int(kept)], kinds[: int(kept)], int(kept), ScanStatus(*status.tolist()))
 
 
 def scan_pairs(

@@ -13,7 +13,7 @@ constexpr int64_t kQueriesATask = 4096, kRowsATask = 8192;  // many tasks even o
 // The sides of all pairs, copies of their labels and ids with room for a vector behind, and what comes out.
 struct AllPairs {
   std::vector<int32_t> labels[2], ids[2];
-  Tensor counts, keys, kinds, kept, status = new_status();
+  Tensor counts, kinds, kept, status = new_status();
 
   static std::vector<int32_t> padded(const Tensor& values, const char* name, int64_t count) {
     GF_CHECK(values.dim() == 1 && values.size(0) == count && values.scalar_type() == ScalarType::Int &&
@@ -28,7 +28,6 @@ struct AllPairs {
            const Tensor& b_labels, const std::optional<Tensor>& a_ids, const std::optional<Tensor>& b_ids, bool within,
            int64_t bins, int64_t capacity)
       : counts(empty({2, bins}, ScalarType::Long)),
-        keys(empty({capacity}, ScalarType::Double)),
         kinds(empty({capacity}, ScalarType::Byte)),
         kept(empty({1}, ScalarType::Long)) {
     prepare(params, GF_CHOOSE_TABLE(scan), a, b, metric);
@@ -48,7 +47,6 @@ struct AllPairs {
     params.within = within;
     params.bins = bins;
     params.counts = mutable_pointer<int64_t>(counts);
-    params.keys = mutable_pointer<double>(keys);
     params.kinds = mutable_pointer<uint8_t>(kinds);
     params.capacity = capacity;
     params.kept = mutable_pointer<int64_t>(kept);
@@ -74,23 +72,26 @@ struct AllPairs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_histogram(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_histogram(
     const Tensor& a, const Tensor& b, int64_t metric, const Tensor& a_labels, const Tensor& b_labels,
     const std::optional<Tensor>& a_ids, const std::optional<Tensor>& b_ids, bool within, double origin, double width,
     int64_t bins, const Tensor& keep, int64_t capacity) {
   HistogramParams params{};
   AllPairs pairs(params, a, b, metric, a_labels, b_labels, a_ids, b_ids, within, bins, capacity);
   GF_CHECK(keep.dim() == 2 && keep.size(1) == 2 && keep.scalar_type() == ScalarType::Long && keep.is_contiguous() &&
-               keep.size(0) <= 127 && width > 0,
+               width > 0,
            "scan", "keep: expected contiguous int64 (ranges, 2) and a width above 0");
   params.origin = origin, params.width = width;
   params.ranges = pointer<int64_t>(keep), params.range_count = keep.size(0);
+  Tensor places = empty({capacity}, ScalarType::Float), which = empty({capacity}, ScalarType::Long);
+  params.places = mutable_pointer<float>(places);
+  params.pairs = mutable_pointer<int64_t>(which);
   std::vector<double> margins(params.query_parts * params.gallery_parts);
   params.margins = margins.data();
   pairs.run(params, GF_CHOOSE_TABLE(scan_histogram).histogram);
   Tensor margin = empty({1}, ScalarType::Double);
   *mutable_pointer<double>(margin) = *std::max_element(margins.begin(), margins.end());
-  return {pairs.counts, pairs.keys, pairs.kinds, margin, pairs.kept, pairs.status};
+  return {pairs.counts, places, which, pairs.kinds, margin, pairs.kept, pairs.status};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_between(
@@ -100,9 +101,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_between(
   BetweenParams params{};
   AllPairs pairs(params, a, b, metric, a_labels, b_labels, a_ids, b_ids, within, bins, capacity);
   GF_CHECK(shift >= 0 && shift < 64, "scan", "shift: expected 0 to 63, got ", shift);
+  Tensor keys = empty({capacity}, ScalarType::Double);
+  params.keys = mutable_pointer<double>(keys);
   params.lowest = lowest, params.shift = shift;
   pairs.run(params, GF_CHOOSE_TABLE(scan_histogram).between);
-  return {pairs.counts, pairs.keys, pairs.kinds, pairs.kept, pairs.status};
+  return {pairs.counts, keys, pairs.kinds, pairs.kept, pairs.status};
 }
 
 Tensor scan_pairs(const Tensor& a, const Tensor& b, int64_t metric, const Tensor& rows, const Tensor& columns) {

@@ -11,8 +11,7 @@ struct PairParams : ScanParams {
   bool within;                               // both sides are one set: only rows after the query
   int64_t bins;
   int64_t* counts;   // [2, bins] zeros at first: impostors, genuine pairs; shared by the tasks
-  double* keys;      // [capacity] out, float64 scores
-  uint8_t* kinds;    // [capacity] out: genuine + 2 * range
+  uint8_t* kinds;    // [capacity] out, of kept pairs: 1 genuine, 0 impostor
   int64_t capacity;
   int64_t* kept;     // how many there are, also beyond the capacity; shared by the tasks
 };
@@ -20,12 +19,15 @@ constexpr int64_t kPadding = 64;  // a vector may reach beyond the last row
 
 struct HistogramParams : PairParams {
   double origin, width;     // of the bins; the first and the last take what lies beyond
+  float* places;            // [capacity] out, of kept pairs: (scan score - origin) / width, the bin if rounded down
+  int64_t* pairs;           // [capacity] out: query * N + row
   const int64_t* ranges;    // [range_count, 2] first and last bin, disjoint: their pairs are kept
   int64_t range_count;
-  double* margins;          // [tasks] out: how far a pair's bin may be from its key, in units of keys
+  double* margins;          // [tasks] out: how far a pair's place may be from that of its key
 };
 
 struct BetweenParams : PairParams {
+  double* keys;    // [capacity] out, of the pairs between the first bin and the last
   int64_t lowest;  // ordered(key) of the first value of bin 1; the last bin takes what lies above the others
   int64_t shift;   // a bin has 2^shift values
 };

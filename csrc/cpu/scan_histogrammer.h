@@ -1,4 +1,4 @@
-// scan, the ending `histogram`: every pair counted by the bin of its scan score, those of some bins settled and kept.
+// scan, the ending `histogram`: every pair counted by the bin of its scan score, those of some bins kept.
 #pragma once
 #include "cpu/scan_pairs.h"
 
@@ -8,16 +8,14 @@ namespace {
 template <class T>
 class Histogrammer {
  public:
-  Histogrammer(const HistogramParams& params, const Task& task, const Query* queries, ScanReport& report)
+  Histogrammer(const HistogramParams& params, const Task& task, const Query* queries, ScanReport&)
       : p_(params),
         queries_(queries),
         first_(task.query_begin),
         count_(task.query_end - task.query_begin),
-        definition_(params),
         bins_(params),
         kept_(params),
-        lines_(count_),
-        report_(report) {}
+        lines_(count_) {}
 
   // bin = slope * score + offset; the key of a score s is s / unit, of l2 (2 s - square unit) / unit.
   void begin() {
@@ -41,7 +39,7 @@ class Histogrammer {
       // Slope, offset, the sum and the bin's edge are rounded to float32 and no score exceeds the square of the norms.
       const double reach = queries_[i].norm + engine.largest();
       const double rounding = lines_[i].slope * reach * reach + __builtin_fabs(lines_[i].offset) + double(p_.bins);
-      const double margin = (engine.error(i) * lines_[i].slope + 0x1p-22 * rounding) * p_.width;
+      const double margin = engine.error(i) * lines_[i].slope + 0x1p-22 * rounding;
       if (!(margin <= margin_)) margin_ = margin < __builtin_inf() ? margin : __builtin_inf();
     }
   }
@@ -55,7 +53,8 @@ class Histogrammer {
       const Line& line = lines_[tile.query + r];
       const int64_t query = first_ + tile.query + r;
       const Wanted pairs = wanted(p_, query, row, tile.columns);
-      alignas(64) int32_t places[kN], targets[kN];
+      alignas(64) int32_t targets[kN];
+      alignas(64) float places[kN];
       uint32_t keep = 0;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
@@ -64,7 +63,7 @@ class Histogrammer {
         const Floats above = place > none ? place : none;
         const Ints bin = __builtin_convertvector(above < last ? above : last, Ints);
         const Ints genuine = load<Ints>(p_.row_labels + row + half * kFloats) == Ints{} + p_.query_labels[query];
-        store(places + half * kFloats, bin);
+        store(places + half * kFloats, place);
         store(targets + half * kFloats, bin + (genuine & (Ints{} + int32_t(p_.bins))));
         Ints inside = Ints{};
         for (int64_t k = 0; k < p_.range_count; ++k) {
@@ -81,14 +80,14 @@ class Histogrammer {
       }
       for (keep &= pairs.valid; keep; keep &= keep - 1) {
         const int j = __builtin_ctz(keep);
-        settle(query, row + j, places[j], pairs.genuine >> j & 1);
+        kept_.add({places[j], uint8_t(pairs.genuine >> j & 1), query * p_.gallery.rows + row + j}, move());
       }
     }
   }
 
   double finish() {
     bins_.flush();
-    kept_.flush();
+    kept_.flush(move());
     return margin_;
   }
 
@@ -99,21 +98,25 @@ class Histogrammer {
   };
   static constexpr uint32_t kAll = uint32_t((uint64_t(1) << kN) - 1);
 
-  void settle(int64_t query, int64_t row, int64_t bin, uint32_t genuine) {
-    int64_t range = 0;
-    while (bin < p_.ranges[2 * range] || bin > p_.ranges[2 * range + 1]) ++range;
-    kept_.add(definition_(query, row), uint8_t(genuine + 2 * range));
-    ++report_.settled;
+  struct Item {
+    float place;
+    uint8_t genuine;
+    int64_t pair;
+  };
+  auto move() const {
+    return [this](int64_t to, const Item& item) {
+      p_.places[to] = item.place;
+      p_.kinds[to] = item.genuine;
+      p_.pairs[to] = item.pair;
+    };
   }
 
   const HistogramParams& p_;
   const Query* const queries_;
   const int64_t first_, count_;
-  Definition<T> definition_;
   Bins bins_;
-  Kept kept_;
+  Kept<Item> kept_;
   Buffer<Line> lines_;
-  ScanReport& report_;
   double margin_ = 0;
 };
 

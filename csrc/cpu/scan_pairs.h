@@ -1,4 +1,4 @@
-// scan, what the endings over all pairs share: which pairs count, which are genuine, and where exact scores are kept.
+// scan, what the endings over all pairs share: which pairs count, which are genuine, and where those to keep go.
 #pragma once
 #include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
@@ -7,29 +7,30 @@
 namespace graceful_fast {
 namespace {
 
-// Exact scores on their way out: the shared count is touched once for many.
+// Pairs on their way out: the shared count is touched once for many. `move(to, i)` stores the i-th of them.
+template <class Item>
 class Kept {
  public:
-  explicit Kept(const PairParams& params) : p_(params), keys_(kTogether), kinds_(kTogether) {}
+  explicit Kept(const PairParams& params) : p_(params), items_(kTogether) {}
 
-  void add(double key, uint8_t kind) {
-    keys_[count_] = key;
-    kinds_[count_] = kind;
-    if (++count_ == kTogether) flush();
+  template <class Move>
+  void add(const Item& item, Move move) {
+    items_[count_] = item;
+    if (++count_ == kTogether) flush(move);
   }
 
-  void flush() {
+  template <class Move>
+  void flush(Move move) {
     const int64_t from = __atomic_fetch_add(p_.kept, count_, __ATOMIC_RELAXED);
     const int64_t room = most(0, least(count_, p_.capacity - from));
-    for (int64_t i = 0; i < room; ++i) p_.keys[from + i] = keys_[i], p_.kinds[from + i] = kinds_[i];
+    for (int64_t i = 0; i < room; ++i) move(from + i, items_[i]);
     count_ = 0;
   }
 
  private:
   static constexpr int64_t kTogether = 1024;
   const PairParams& p_;
-  Buffer<double> keys_;
-  Buffer<uint8_t> kinds_;
+  Buffer<Item> items_;
   int64_t count_ = 0;
 };
 

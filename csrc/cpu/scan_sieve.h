@@ -81,11 +81,19 @@ class Sieve {
 
   void finish() {
     bins_.flush();
-    kept_.flush();
+    kept_.flush(move());
   }
 
  private:
   static constexpr double kLargest = __DBL_MAX__;
+
+  struct Item {
+    double key;
+    uint8_t genuine;
+  };
+  auto move() const {
+    return [this](int64_t to, const Item& item) { p_.keys[to] = item.key, p_.kinds[to] = item.genuine; };
+  }
 
   void settle(int64_t query, int64_t row, uint32_t genuine) {
     const double key = definition_(query, row);
@@ -93,7 +101,7 @@ class Sieve {
     const uint64_t place = (uint64_t(value) - uint64_t(p_.lowest)) >> p_.shift;
     const int64_t bin = value < p_.lowest ? 0 : place >= uint64_t(last - 1) ? last : int64_t(place) + 1;
     ++bins_.counts()[genuine * p_.bins + bin];
-    if (bin > 0 && bin < last) kept_.add(key, uint8_t(genuine));
+    if (bin > 0 && bin < last) kept_.add({key, uint8_t(genuine)}, move());
     ++report_.settled;
   }
 
@@ -102,7 +110,7 @@ class Sieve {
   const int64_t first_, count_;
   Definition<T> definition_;
   Bins bins_;
-  Kept kept_;
+  Kept<Item> kept_;
   Buffer<float> limits_;  // [count, 2] scores below the first are surely below the range, above the second above it
   ScanReport& report_;
 };
