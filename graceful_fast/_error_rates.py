@@ -7,8 +7,8 @@ over a narrower range of exact scores: down to a single float64, whatever the da
 """
 
 import bisect
+import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -103,56 +103,39 @@ def thresholds(
     )
     pairs.check(found.status)
     curve = Curve(found.counts.numpy()[:, ::-1])
-    ranges = [_Range(found, *bins) for bins in keep.tolist()] if found.kept <= _KEPT else []
     result: list[Threshold | None] = []
     for target in targets(curve.totals):
         threshold = None
         if target is not None:
             place = BINS - 1 - int(np.argmax(target(curve.counts.cumsum(1))))
-            for kept in ranges:
-                if kept.first <= place <= kept.last:
-                    threshold = kept.threshold(pairs, target)
-            if threshold is None:
-                threshold = narrowed(pairs, target, *grid.edges(place, found.margin))
+            threshold = _near(pairs, target, place, found, keep) or narrowed(
+                pairs, target, *grid.edges(place, found.margin)
+            )
         result.append(threshold)
     return curve, result
 
 
-class _Range:
-    """The kept pairs of a range of bins."""
+def _near(pairs: Pairs, target: Reached, place: int, found: _ops.Histogram, keep: np.ndarray) -> Threshold | None:
+    """The threshold whose scan score is in bin `place`, if all pairs that could have its exact score are kept.
 
-    def __init__(self, found: _ops.Histogram, first: int, last: int) -> None:
-        self.first, self.last, self.margin = first, last, found.margin
-        self.above = found.counts[:, last + 1 :].sum(1).numpy()
-        places = found.places.numpy()
-        # Bins are rounded down after both ends have taken in what lies beyond.
-        low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
-        mine = (places >= low) & (places < high)
-        self.places, self.pairs, self.genuine = places[mine], found.pairs.numpy()[mine], found.kinds.numpy()[mine] == 1
-        self.low, self.high = low, high
+    Threshold and pairs are each within the margin of their places: pairs beyond twice the margin are on their sides.
+    """
+    import torch
 
-    def threshold(self, pairs: Pairs, target: Reached) -> Threshold | None:
-        """The target's, if it is sure to be in the range: its place is that among places, to the margin."""
-        import torch
-
-        about = among(target, *self.sides, self.above)
-        if about is None:
-            return None
-        low, high = about.score - 2 * self.margin, about.score + 2 * self.margin
-        if not (self.low <= low and high < self.high):
-            return None
-        near = (self.places >= low) & (self.places <= high)
-        rows, columns = (torch.from_numpy(side) for side in np.divmod(self.pairs[near], len(pairs.b)))
-        keys = _ops.scan_pairs(pairs.a, pairs.b, pairs.metric, rows, columns).numpy()
-        genuine = self.genuine[near]
-        better = self.genuine[self.places > high]
-        above = self.above + np.array([len(better) - better.sum(), better.sum()])
-        return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
-
-    @cached_property
-    def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places of impostors and of genuine pairs, ascending."""
-        return np.sort(self.places[~self.genuine]), np.sort(self.places[self.genuine])
+    if not found.kept <= _KEPT or not found.margin < BINS:
+        return None
+    first = max(0, math.floor(place - 2 * found.margin))
+    last = min(BINS - 1, math.floor(place + 1 + 2 * found.margin))
+    if not any(begin <= first and last <= end for begin, end in keep):
+        return None
+    places = found.places.numpy()
+    low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
+    near = np.flatnonzero((places >= low) & (places < high))
+    rows, columns = (torch.from_numpy(side) for side in np.divmod(found.pairs.numpy()[near], len(pairs.b)))
+    keys = _ops.scan_pairs(pairs.a, pairs.b, pairs.metric, rows, columns).numpy()
+    genuine = found.kinds.numpy()[near] == 1
+    above = found.counts[:, last + 1 :].sum(1).numpy()
+    return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
 
 
 def _among_all(
