@@ -41,11 +41,21 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "int first_class) -> Tensor shrink");
 
   // keys, rows: the k best gallery rows of each query so far; out: with this block of the gallery, whose first row has
-  // the number first_row. codes, facts: of scan_quantize. metric: 0 ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
+  // the number first_row. codes, facts: of scan_quantize. candidate_bytes: for rows not settled yet, about. metric: 0
+  // ip, 1 l2, 2 cosine. status: see csrc/cpu/scan.cpp.
   m.def(
       "scan_collect(Tensor queries, Tensor gallery, Tensor? codes, Tensor? facts, Tensor(a!) keys, Tensor(b!) rows, "
       "int first_row, int metric, Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, "
-      "Tensor? gallery_groups, bool coded, bool cold) -> Tensor status");
+      "Tensor? gallery_groups, bool coded, int candidate_bytes) -> Tensor status");
+  // The same where the originals are elsewhere: what may be among the best by the codes alone; and its settlement, once
+  // those rows are taken: `places` among them.
+  m.def(
+      "scan_shortlist(Tensor queries, Tensor codes, Tensor facts, Tensor keys, Tensor rows, int metric, "
+      "Tensor? query_ids, Tensor? gallery_ids, Tensor? query_groups, Tensor? gallery_groups, int candidate_bytes) "
+      "-> (Tensor offsets, Tensor listed, Tensor status)");
+  m.def(
+      "scan_settle(Tensor queries, Tensor taken, Tensor numbers, Tensor offsets, Tensor places, Tensor(a!) keys, "
+      "Tensor(b!) rows, int metric) -> Tensor status");
   m.def("scan_quantize(Tensor rows) -> (Tensor codes, Tensor facts, Tensor status)");
 
   // Of each query's positives (rows positives[positive_start[i]] to positives[positive_start[i + 1] - 1]), how many

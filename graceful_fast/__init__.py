@@ -18,6 +18,7 @@ _HOME = {
     "global_count": "_ranks",
     "knn": "search",
     "Neighbors": "search",
+    "Gallery": "gallery",
     "retrieval_metrics": "metrics",
     "RetrievalMetrics": "metrics",
     "count_retrieval_flips": "metrics",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .clusters import ClusterAgreement, cluster_agreement
     from .flip_metrics import NegativeFlipRate, RelativeNegativeFlipRate
     from .flips import FlipCounts, count_flips
+    from .gallery import Gallery
     from .identification import IdentificationMetrics, identification_metrics
     from .linear_losses import LinearFocalDistillationLoss, linear_focal_distillation_loss
     from .losses import FocalDistillationLoss, InfluenceLoss, focal_distillation_loss, influence_loss

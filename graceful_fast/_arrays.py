@@ -72,3 +72,10 @@ def like(tensor: "torch.Tensor", original: Any) -> Any:
 
         return cupy.from_dlpack(tensor)
     return tensor.numpy()
+
+
+def bytes_of(tensor: "torch.Tensor") -> memoryview:
+    """The values' bytes, row after row; of a contiguous tensor its own memory."""
+    import torch
+
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).cast("B")

@@ -289,6 +289,10 @@ METRICS = {"ip": 0, "l2": 1, "cosine": 2}
 """Numbers of the metrics, as in csrc/cpu/scan.h."""
 
 
+CANDIDATE_BYTES = 256 << 20
+"""What rows that are not settled yet may take: beyond, threads share the queries instead of the gallery."""
+
+
 class ScanStatus(NamedTuple):
     """What a scan op found, as numbered in csrc/cpu/scan.cpp."""
 
@@ -299,11 +303,27 @@ class ScanStatus(NamedTuple):
     cuts: int
     coded_rows: int
     plain_rows: int
+    gave_up: int
 
 
 @torch.library.register_fake("graceful_fast::scan_collect")
 def _scan_collect_fake(queries: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return queries.new_empty(len(ScanStatus._fields), dtype=torch.int64)
+
+
+@torch.library.register_fake("graceful_fast::scan_settle")
+def _scan_settle_fake(queries: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    return queries.new_empty(len(ScanStatus._fields), dtype=torch.int64)
+
+
+@torch.library.register_fake("graceful_fast::scan_shortlist")
+def _scan_shortlist_fake(queries: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        queries.new_empty(queries.shape[0] + 1, dtype=torch.int64),
+        queries.new_empty(count, dtype=torch.int64),
+        queries.new_empty(len(ScanStatus._fields), dtype=torch.int64),
+    )
 
 
 @torch.library.register_fake("graceful_fast::scan_quantize")
@@ -314,6 +334,11 @@ def _scan_quantize_fake(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
         rows.new_empty((count, 3), dtype=torch.float32),
         rows.new_empty(2, dtype=torch.int64),
     )
+
+
+def threads() -> int:
+    """How many threads the ops use."""
+    return torch.get_num_threads()
 
 
 def code_stride(dim: int) -> int:
@@ -333,13 +358,44 @@ def scan_collect(
     ids: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     groups: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     coded: bool = False,
-    cold: bool = False,
+    candidate_bytes: int = CANDIDATE_BYTES,
 ) -> ScanStatus:
     """Brings a block of the gallery into `keys` and `rows`, the (Q, k) best so far; see csrc/library.cpp."""
-    status = _ops.scan_collect.default(
-        queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *ids, *groups, coded, cold
+    arguments = (queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *ids, *groups)
+    return ScanStatus(*_ops.scan_collect.default(*arguments, coded, candidate_bytes).tolist())
+
+
+def scan_shortlist(
+    queries: torch.Tensor,
+    codes: tuple[torch.Tensor, torch.Tensor],
+    keys: torch.Tensor,
+    rows: torch.Tensor,
+    metric: str,
+    *,
+    ids: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    groups: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    candidate_bytes: int = CANDIDATE_BYTES,
+) -> tuple[torch.Tensor, torch.Tensor, ScanStatus]:
+    """Rows of the codes that may be among the best of each query, from offsets[i] to offsets[i + 1] of the second."""
+    offsets, listed, status = _ops.scan_shortlist.default(
+        queries, *codes, keys, rows, METRICS[metric], *ids, *groups, candidate_bytes
     )
-    return ScanStatus(*status.tolist())
+    return offsets, listed, ScanStatus(*status.tolist())
+
+
+def scan_settle(
+    queries: torch.Tensor,
+    taken: torch.Tensor,
+    numbers: torch.Tensor,
+    offsets: torch.Tensor,
+    places: torch.Tensor,
+    keys: torch.Tensor,
+    rows: torch.Tensor,
+    metric: str,
+) -> ScanStatus:
+    """Brings a shortlist, as places among the taken rows of these numbers, into `keys` and `rows`."""
+    arguments = (queries, taken, numbers, offsets, places, keys, rows, METRICS[metric])
+    return ScanStatus(*_ops.scan_settle.default(*arguments).tolist())
 
 
 def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:

@@ -99,7 +99,7 @@ def identification_metrics(
     of_gallery = as_labels(gallery_labels, "gallery_labels", len(x)).numpy()
     ids = label_pair("ids", probe_ids, gallery_ids, q, x, ("probe", "gallery"))
     keys, rows = no_neighbors(len(q), rank)
-    status = _ops.scan_collect(q, x, keys, rows, metric, ids=ids, coded=codes_pay(q, x))
+    status = _ops.scan_collect(q, x, keys, rows, metric, ids=ids, coded=codes_pay(q))
     raise_fault(status, q, x, names=("probes", "gallery"))
     found = rows.numpy()
     mated = has_mate(of_probes, of_gallery, *(None if side is None else side.numpy() for side in ids))

@@ -1,8 +1,14 @@
 """Exact search: the k nearest gallery rows of each query."""
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
 from ._arrays import as_tensor, like
+from ._progress import Progress, progress_of
+from ._search_blocks import Labels, Search, plan_blocks, search_blocks
+from .gallery import Gallery
+from .gallery_rows import ArrayRows
 
 if TYPE_CHECKING:
     import torch
@@ -47,26 +53,40 @@ def knn(
     gallery_ids: Any = None,
     query_groups: Any = None,
     gallery_groups: Any = None,
+    progress: bool | Progress = False,
+    memory_limit: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     info: bool = False,
 ) -> Neighbors:
     """Exact k nearest neighbours of each query in the gallery.
 
     Scores are defined in float64 on the values as given: ip = sum q_i x_i, l2 = sum (q_i - x_i)^2,
     cosine = ip / (sqrt(q.q) sqrt(x.x)), each sum in eight lanes i mod 8, then ((0+1)+(2+3))+((4+5)+(6+7)). Equal scores
-    rank by the smaller index. A float32 scan with a proven error bound finds the candidates, float64 settles them: the
-    answer is the same, bit for bit, for every CPU, number of threads and order of queries.
+    rank by the smaller index. A scan of float32 or of codes of 8 bits with a proven error bound finds the candidates,
+    float64 settles them: the answer is the same, bit for bit, for every scan, CPU, number of threads, order of queries
+    and size of block.
+
+    A gallery of files is read once, in blocks, and may be larger than memory; all queries stay in memory. Of a gallery
+    that `Gallery.prepare` has made codes of, the codes are read once and then, in ascending order, the rows that may
+    matter.
 
     Args:
         queries: (Q, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Q may be 0.
-        gallery: (N, D) embeddings, in any of these dtypes.
+        gallery: (N, D) embeddings, in any of these dtypes: an array, or a `Gallery`.
         k: how many neighbours, 1 to N.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
-        scan: precision of the scan: "float32", or "auto" for the fastest there is; never changes the answer.
+        scan: precision of the scan: "int8", "float32", or "auto" for the fastest there is; never changes the answer. A
+            prepared gallery is scanned by its codes unless this is "float32".
         query_ids: (Q,) integers, with `gallery_ids`: a query never finds a row of its own id.
         gallery_ids: (N,) integers.
         query_groups: (Q,) integers, with `gallery_groups`: a query never finds a row of its own group.
         gallery_groups: (N,) integers.
-        info: also fill `.info`: the scan, the instruction set, and how many scores float64 settled.
+        progress: print progress on standard error, or call with (rows done, rows in all).
+        memory_limit: bytes by which the process may grow above what it has when the call begins, the gallery's blocks
+            included; up to 128 MiB for threads and libraries come on top. None: blocks of 64 MiB.
+        checkpoint: a directory, made if it is not there, that keeps what is found so far: the same call, started again
+            after it was stopped anywhere, goes on from there.
+        info: also fill `.info`: the scan, the instruction set, how many scores float64 settled, and what fell back.
 
     Returns:
         Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays
@@ -74,8 +94,9 @@ def knn(
 
     Raises:
         ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
-            zero vector under "cosine".
+            zero vector under "cosine", a limit without room for the queries, a checkpoint of another search.
         TypeError: a wrong type or dtype.
+        OSError: a file of the gallery or of the checkpoint that cannot be read or has changed.
 
     Example:
         >>> import numpy as np
@@ -86,19 +107,33 @@ def knn(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     check_choice("scan", scan, ("auto", "int8", "float32"))
-    q, x = as_embeddings(queries, "queries"), as_embeddings(gallery, "gallery")
+    q = as_embeddings(queries, "queries")
+    x = gallery if isinstance(gallery, Gallery) else Gallery(ArrayRows(as_embeddings(gallery, "gallery")))
     check_shapes(q, x, k)
-    ids = label_pair("ids", query_ids, gallery_ids, q, x)
-    groups = label_pair("groups", query_groups, gallery_groups, q, x)
+    if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
+        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
     from . import _ops
 
+    coded = scan == "int8" or (scan == "auto" and codes_pay(q))
+    search = Search(
+        q,
+        k,
+        metric,
+        Labels(*label_pair("ids", query_ids, gallery_ids, q, x)),
+        Labels(*label_pair("groups", query_groups, gallery_groups, q, x)),
+        coded,
+        prepared=scan != "float32" and x.codes is not None,
+    )
     keys, rows = no_neighbors(q.shape[0], k)
-    coded = scan == "int8" or (scan == "auto" and codes_pay(q, x))
-    status = _ops.scan_collect(q, x, keys, rows, metric, ids=ids, groups=groups, coded=coded)
-    raise_fault(status, q, x)
+    plan = plan_blocks(search, x, memory_limit, whole=checkpoint is None and not progress)
+    facts: Counter[str] = Counter()
+    shown = progress_of(progress, "searched")
+    for first, status in search_blocks(search, x, keys, rows, plan, shown, checkpoint):
+        raise_fault(status, q, x, first)
+        facts.update(facts_of(status))
     found = Neighbors(like((-keys if metric == "l2" else keys).float(), queries), like(rows, queries))
     if info:
-        found.info = {"scan": "int8" if coded else "float32", "isa": _ops.isa, **facts_of(status)}
+        found.info = {"scan": "int8" if coded or search.prepared else "float32", "isa": _ops.isa, **facts}
     return found
 
 
@@ -109,7 +144,7 @@ def no_neighbors(count: int, k: int) -> "tuple[torch.Tensor, torch.Tensor]":
     return torch.full((count, k), -torch.inf, dtype=torch.float64), torch.full((count, k), -1)
 
 
-def codes_pay(queries: "torch.Tensor", gallery: "torch.Tensor") -> bool:
+def codes_pay(queries: "torch.Tensor") -> bool:
     """Whether making codes of 8 bits of the gallery's rows on the way is worth it."""
     return queries.shape[0] >= 256 and 64 <= queries.shape[1] <= 2**17
 
@@ -121,6 +156,7 @@ def facts_of(status: "ScanStatus") -> dict[str, int]:
         "cuts": status.cuts,
         "int8_rows": status.coded_rows,
         "float32_rows": status.plain_rows,
+        "blocks_again": status.gave_up,
     }
 
 
@@ -134,9 +170,7 @@ def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     """(rows, dim) on the CPU, floating, of unit stride within a row."""
     import torch
 
-    tensor = as_tensor(value, name)
-    if tensor.dtype in (torch.int8, torch.uint8):
-        tensor = tensor.float()
+    tensor = as_floats(as_tensor(value, name))
     if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise TypeError(f"{name}: expected a floating dtype, int8 or uint8, got {tensor.dtype}")
     if tensor.device.type != "cpu":
@@ -148,30 +182,42 @@ def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
 
 
-def check_dims(queries: "torch.Tensor", gallery: "torch.Tensor", names: tuple[str, str] = ("queries", "gallery")) -> str:
+def as_floats(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Integers of 8 bits as float32, which the scans take; anything else as it is."""
+    import torch
+
+    return tensor.float() if tensor.dtype in (torch.int8, torch.uint8) else tensor
+
+
+Sides = tuple[str, str]  # what the arguments of both sides are called
+Rows = Union["torch.Tensor", Gallery]
+
+
+def shape_of(rows: Rows) -> tuple[int, ...]:
+    """(rows, dim)."""
+    return (len(rows), rows.dim) if isinstance(rows, Gallery) else tuple(rows.shape)
+
+
+def check_dims(queries: "torch.Tensor", gallery: Rows, names: Sides = ("queries", "gallery")) -> str:
     """ValueError unless the dims agree and are at least 1; both shapes in words."""
     first, second = names
-    shapes = f"{first} {tuple(queries.shape)} and {second} {tuple(gallery.shape)}"
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"{second}: expected the dim of {'the ' * (first == 'queries')}{first}, got {shapes}")
+    shapes = f"{first} {tuple(queries.shape)} and {second} {shape_of(gallery)}"
+    if queries.shape[1] != shape_of(gallery)[1]:
+        raise ValueError(f"{second}: expected the dim of {'the ' * (len(first) > 1)}{first}, got {shapes}")
     if queries.shape[1] == 0:
         raise ValueError(f"{first}: expected a dim of at least 1, got {shapes}")
     return shapes
 
 
 def check_shapes(
-    queries: "torch.Tensor",
-    gallery: "torch.Tensor",
-    k: Any,
-    names: tuple[str, str] = ("queries", "gallery"),
-    name: str = "k",
+    queries: "torch.Tensor", gallery: Rows, k: Any, names: Sides = ("queries", "gallery"), k_name: str = "k"
 ) -> None:
     """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
     shapes = check_dims(queries, gallery, names)
     if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {type(k).__name__}")
-    if not 1 <= k <= gallery.shape[0]:
-        raise ValueError(f"{name}: expected 1 to {gallery.shape[0]}, the rows of the gallery, got {k} with {shapes}")
+        raise TypeError(f"{k_name}: expected an integer, got {type(k).__name__}")
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"{k_name}: expected 1 to {len(gallery)}, the rows of the gallery, got {k} with {shapes}")
 
 
 def label_pair(
@@ -179,8 +225,8 @@ def label_pair(
     of_queries: Any,
     of_gallery: Any,
     queries: "torch.Tensor",
-    gallery: "torch.Tensor",
-    sides: tuple[str, str] = ("query", "gallery"),
+    gallery: Rows,
+    sides: Sides = ("query", "gallery"),
 ) -> tuple["torch.Tensor | None", "torch.Tensor | None"]:
     """Ids or groups of both sides as contiguous int64 vectors, or None of both."""
     if of_queries is None and of_gallery is None:
@@ -190,7 +236,7 @@ def label_pair(
         raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
     return (
         as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]),
-        as_labels(of_gallery, f"{sides[1]}_{kind}", gallery.shape[0]),
+        as_labels(of_gallery, f"{sides[1]}_{kind}", len(gallery)),
     )
 
 
@@ -213,14 +259,14 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
 def raise_fault(
     status: "ScanStatus",
     queries: "torch.Tensor",
-    gallery: "torch.Tensor",
+    gallery: Rows,
     first_row: int = 0,
-    names: tuple[str, str] = ("queries", "gallery"),
+    names: Sides = ("queries", "gallery"),
 ) -> None:
     """ValueError for what the op found in the data; `first_row`: number of the gallery's first row."""
     if status.bad:
         row = status.row + (first_row if status.bad == 2 else 0)
         raise ValueError(
             f"{names[status.bad - 1]}: row {row}: {_FAULTS[status.fault]} "
-            f"({names[0]} {tuple(queries.shape)}, {names[1]} {tuple(gallery.shape)})"
+            f"({names[0]} {tuple(queries.shape)}, {names[1]} {shape_of(gallery)})"
         )

@@ -49,16 +49,17 @@ void check_scan(int64_t count, int64_t rows, int64_t dim, int64_t k, Metric metr
   params.dim = dim, params.k = k, params.metric = metric, params.query_parts = 2, params.gallery_parts = 3;
   params.gallery_scale = params.query_scale = scan_baseline.typical_scale(params.gallery, dim);
   params.coded = coded;
-  std::vector<double> floor(count, -std::numeric_limits<double>::infinity()), keys(count * 3 * k), scores(count * k);
-  std::vector<int64_t> found(count * 3 * k), indices(count * k), none(count * k, -1);
-  params.best_keys = scores.data(), params.best_rows = none.data();
-  params.floor = floor.data(), params.keys = keys.data(), params.rows = found.data();
-  for (int64_t task = 0; task < 6; ++task) {
-    ScanReport report;
-    scan_baseline.collect(params, task, report);
-  }
+  params.capacity = 2 * k + 32;
+  std::vector<double> floor(count, -std::numeric_limits<double>::infinity()), scores(count * k);
+  std::vector<Candidate> candidates(count * 3 * params.capacity);
+  std::vector<int64_t> counts(count * 3), indices(count * k, -1);
+  params.floor = floor.data(), params.candidates = candidates.data(), params.counts = counts.data();
+  params.keys = scores.data(), params.rows = indices.data();
+  ScanReport report;
+  for (int64_t task = 0; task < 6; ++task) scan_baseline.collect(params, task, report);
+  for (int64_t q = 0; q < count; ++q) scan_baseline.trim(params, q);
+  scan_baseline.settle(params, 0, count, report);
   for (int64_t q = 0; q < count; ++q) {
-    scan_baseline.merge(params, q, &scores[q * k], &indices[q * k]);
     std::vector<double> all(rows);
     for (int64_t i = 0; i < rows; ++i) all[i] = definition(&queries[q * dim], &gallery[i * dim], dim, metric);
     std::vector<bool> taken(rows);

@@ -22,7 +22,7 @@ import graceful_fast as gf
 from graceful_fast import _ops, reference, search
 
 METRICS = ("cosine", "ip", "l2")
-WAYS = ("float32", "int8", "codes")  # the scans, and one of codes made before
+WAYS = ("float32", "int8", "codes", "shortlist")  # scans; one of codes made before; one with the originals elsewhere
 RUNS = [pytest.param(case, metric, id=f"{case.name}-{metric}") for case in SCAN_CASES for metric in case.metrics]
 
 
@@ -51,14 +51,20 @@ def threads(count: int) -> Iterator[None]:
 
 def find(queries: np.ndarray, gallery: np.ndarray, k: int, metric: str, way: str, blocks: int = 1) -> gf.Neighbors:
     """gf.knn by one of WAYS, the gallery cut into blocks of rows."""
-    if way != "codes" and blocks == 1:
+    if way in ("float32", "int8") and blocks == 1:
         return gf.knn(queries, gallery, k, metric=metric, scan=way)
     q, x = search.as_embeddings(queries, "queries"), search.as_embeddings(gallery, "gallery")
     keys, rows = search.no_neighbors(len(q), k)
     edges = [len(x) * part // blocks for part in range(blocks + 1)]
     for first, end in pairwise(edges):
         block = x[first:end]
-        codes = _ops.scan_quantize(block)[:2] if way == "codes" else None
+        codes = _ops.scan_quantize(block)[:2] if way in ("codes", "shortlist") else None
+        if way == "shortlist":
+            offsets, listed, status = _ops.scan_shortlist(q, codes, keys, rows, metric)
+            if not status.gave_up:
+                taken, places = listed.unique(return_inverse=True)
+                _ops.scan_settle(q, block[taken], taken + first, offsets, places, keys, rows, metric)
+                continue
         _ops.scan_collect(q, block, keys, rows, metric, first_row=first, codes=codes, coded=way == "int8")
     return gf.Neighbors((-keys if metric == "l2" else keys).float(), rows)
 
@@ -163,9 +169,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
     metric=st.sampled_from(METRICS),
     data=st.data(),
 )
-def test_any_data_any_way_gives_the_same_bits(
-    seed, kind, of_queries, queries, rows, dim, dtype, metric, data
-) -> None:
+def test_any_data_any_way_gives_the_same_bits(seed, kind, of_queries, queries, rows, dim, dtype, metric, data) -> None:
     """Whatever the scan, the threads, the blocks of the gallery and the order of the queries."""
     rng = np.random.default_rng(seed)
     k = data.draw(st.integers(1, min(rows, 50)) | st.just(rows))
@@ -434,9 +438,14 @@ def test_the_ops_are_registered_correctly(labels: bool, coded: bool) -> None:
     some = [torch.arange(5), torch.arange(90)] if labels else [None, None]
     codes = torch.ops.graceful_fast.scan_quantize(gallery)[:2] if coded else (None, None)
     state = search.no_neighbors(5, 4)
-    arguments = (torch.randn(5, 12), gallery, *codes, *state, 7, 2, *some, *some, coded, False)
+    arguments = (torch.randn(5, 12), gallery, *codes, *state, 7, 2, *some, *some, coded, 1 << 20)
     torch.library.opcheck(torch.ops.graceful_fast.scan_collect.default, arguments)
     torch.library.opcheck(torch.ops.graceful_fast.scan_quantize.default, (gallery,))
+    if coded:
+        arguments = (arguments[0], *codes, *state, 2, *some, *some, 1 << 20)
+        torch.library.opcheck(torch.ops.graceful_fast.scan_shortlist.default, arguments)
+        taken = (arguments[0], gallery[:3], torch.arange(3), torch.tensor([0, 1, 1, 1, 2, 3]), torch.tensor([2, 1, 0]))
+        torch.library.opcheck(torch.ops.graceful_fast.scan_settle.default, (*taken, *state, 2))
 
 
 # --- memory layouts and labels that torch does not take ---------------------------------------------------------------

@@ -7,6 +7,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/exp.h"
+#include "cpu/lanes.h"
 
 using namespace graceful_fast;
 
@@ -50,6 +51,28 @@ void check_exponential() {
   }
 }
 
+// Exponents x / T of at most 1/2, for temperatures up to both ends of what the kernels use.
+void check_small_exponents() {
+  for (const double inverse : {1.0, 0.01, 0x1p-10, 0x1p10, 1 / 3.0}) {
+    const SmallExponential<float> exponential_of(3, inverse);
+    const SmallGrowth<float> growth(inverse);
+    for (int i = -100000; i <= 100000; ++i) {
+      const float x = float(i * 0.5e-5 / inverse);
+      const double d = x * inverse;
+      float lanes[kFloats];
+      if (d <= 0 && d >= -0.5) {
+        store(lanes, exponential_of(Floats{} + x));
+        if (!(std::fabs(lanes[0] - 3 * std::exp(d)) <= 2.5 * 0x1p-24 * 3 * std::exp(d))) fail("small", to_bits(x));
+      }
+      store(lanes, growth.minus(Floats{} + x, 0));
+      if (!(std::fabs(lanes[0] - std::expm1(d)) <= 3 * 0x1p-24 * std::fabs(std::expm1(d)))) fail("minus", to_bits(x));
+      store(lanes, growth.add_bent(Floats{} + 1, Floats{} + x, Floats{}));
+      const double bent = SmallGrowth<double>(inverse).add_bent(1, x, 0);
+      if (!(std::fabs(lanes[0] - bent) <= 5 * 0x1p-24 * bent)) fail("bent", to_bits(x));
+    }
+  }
+}
+
 constexpr int kMany = 1023;  // not a multiple of any width: the tail is checked as well
 
 template <class T>
@@ -57,7 +80,8 @@ void check_narrow(const uint32_t* bits, const char* name) {
   static float from[kMany];
   static T to[kMany];
   for (int j = 0; j < kMany; ++j) from[j] = from_bits(bits[j]);
-  narrow_block(from, kMany, to);
+  for_vectors<Floats>(
+      kMany, [&](int j, auto whole) { put<Floats, whole>(to, get<Floats, whole>(from, j, kMany), j, kMany); });
   for (int j = 0; j < kMany; ++j) {
     T expected;
     narrow(from[j], expected);
@@ -72,6 +96,11 @@ void check_conversions(const char* name) {
   for (int i = 0; i < 65536; ++i) from[i].bits = uint16_t(i);
   for (const int n : {0, 1, 7, 65535, 65536}) {
     widen_block(from, n, to);
+    for (int i = 0; i < n; ++i) {
+      if (to_bits(to[i]) != to_bits(widen(from[i]))) fail(name, i);
+    }
+    if (n == 0) continue;
+    for_vectors<Floats>(n, [&](int j, auto whole) { put<Floats, whole>(to, get<Floats, whole>(from, j, n), j, n); });
     for (int i = 0; i < n; ++i) {
       if (to_bits(to[i]) != to_bits(widen(from[i]))) fail(name, i);
     }
@@ -93,6 +122,7 @@ void check_conversions(const char* name) {
 
 int main() {
   check_exponential();
+  check_small_exponents();
   check_conversions<BFloat16>("bfloat16");
   check_conversions<Half>("float16");
   std::printf("%d failures\n", failures);

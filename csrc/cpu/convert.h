@@ -1,4 +1,4 @@
-// Blocks of float16 and bfloat16 to float32 and back, bit for bit what math/half.h does to one number.
+// Blocks of float16 and bfloat16 to float32, vectors of float32 back, bit for bit what math/half.h does to one number.
 #pragma once
 #include <type_traits>
 
@@ -25,33 +25,35 @@ GF_INLINE Words narrow_bits(Words bits, Half) {
   return (bits >> 16 & 0x8000u) | (size >= (143 << 23) ? special : finite);
 }
 
+// What `widen` does to one number.
+GF_INLINE Floats widened(Shorts values, BFloat16) { return (Floats)(__builtin_convertvector(values, Words) << 16); }
+GF_INLINE Floats widened(Shorts values, Half) {
+#if defined(GF_AVX512)
+  return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)values);
+#else
+  const Words bits = __builtin_convertvector(values, Words), rest = (bits & 0x7fffu) << 13;
+  const Words special = (Words)((bits & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return (Floats)((bits & 0x8000u) << 16 | (Words)((Floats)(rest | special) * 0x1p112f));
+#endif
+}
+// What `narrow` does to one number.
+template <class T>
+GF_INLINE Shorts narrowed(Floats values, T type) {
+  return __builtin_convertvector(narrow_bits((Words)values, type), Shorts);
+}
+
 // to[j] = widen(from[j]). No vectors by hand: the compilers' own use the registers' full width, and are faster.
 template <class T, class S>
 void widen_block(const T* from, int n, S* to) {
 #if defined(GF_AVX512)
   if constexpr (std::is_same_v<T, Half> && std::is_same_v<S, float>) {
     int j = 0;
-    for (; j + kFloats <= n; j += kFloats) {
-      const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + j));
-      store(to + j, (Floats)_mm512_maskz_cvtph_ps(0xffff, halves));
-    }
+    for (; j + kFloats <= n; j += kFloats) store(to + j, widened(load<Shorts>(from + j), Half{}));
     for (; j < n; ++j) to[j] = widen(from[j]);
     return;
   }
 #endif
   for (int j = 0; j < n; ++j) to[j] = S(widen(from[j]));
-}
-
-// narrow(from[j], to[j])
-template <class S, class T>
-void narrow_block(const S* from, int n, T* to) {
-  int j = 0;
-  if constexpr (sizeof(T) == 2 && std::is_same_v<S, float>) {
-    for (; j + kFloats <= n; j += kFloats) {
-      store(to + j, __builtin_convertvector(narrow_bits(load<Words>(from + j), T{}), Shorts));
-    }
-  }
-  for (; j < n; ++j) narrow(decltype(widen(T{}))(from[j]), to[j]);
 }
 
 }  // namespace

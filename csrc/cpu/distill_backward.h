@@ -14,16 +14,24 @@ struct Factors {
   double e, smooth, k, v, near;
 };
 
-template <class Formula, class V, class S>
-void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S inverse, S* out,
-                    bool streamed) {
+template <class Formula, class V, class In, class Out>
+void gradient_block(const In* s, const In* t, int n, const RowStatistics& row, const Factors& f, ScalarOf<V> inverse,
+                    Out* out, bool streamed) {
+  using S = ScalarOf<V>;
   const Frames<S> frames(row.new_max, row.new_frame, row.old_frame, inverse);
   const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
+  const S unit_of_d = unit<Formula>(inverse);
+  const SmallExponential<S> near_times_w(f.near, unit_of_d);
+  const SmallGrowth<S> small_growth(unit_of_d);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
     const auto [u, d] = exponents<Formula>(sj, tj, frames);
-    const V w = Formula::path == Path::calm ? small_exponential(u) : exponential(u);
-    V part = w * near * (exponential_minus_1(d) - z1);
+    if constexpr (Formula::path == Path::calm) {
+      const V part = fma(near_times_w(u), small_growth.minus(d, z1), -smooth);
+      return put<V, whole>(out, fma(exponential(sj - frames.new_max), splat<V>(e), part), j, n, streamed);
+    }
+    const V w = exponential(u);
+    V part = w * near * small_growth.minus(d, z1);
     if constexpr (Formula::path == Path::far) {
       const V size = d < V{} ? -d : d;
       part = size <= splat<V>(kSmall) ? part : exponential((sj - frames.new_frame) * inverse) * v - w * k;
@@ -32,8 +40,9 @@ void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, con
   });
 }
 
-template <class V, class S>
-void gradient_block(const S* s, int n, const RowStatistics& row, const Factors& f, S* out, bool streamed) {
+template <class V, class In, class Out>
+void gradient_block(const In* s, int n, const RowStatistics& row, const Factors& f, Out* out, bool streamed) {
+  using S = ScalarOf<V>;
   const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
   for_vectors<V>(n, [&](int j, auto whole) {
     put<V, whole>(out, exponential(get<V, whole>(s, j, n) - new_max) * e - smooth, j, n, streamed);
@@ -41,9 +50,10 @@ void gradient_block(const S* s, int n, const RowStatistics& row, const Factors& 
 }
 
 // The same and factor * (s - t), moved towards 0 by the margin, 0 where either is -inf.
-template <class V, class S>
-void gradient_block(const S* s, const S* t, int n, const RowStatistics& row, const Factors& f, S margin, double factor,
-                    S* out) {
+template <class V, class In, class Out>
+void gradient_block(const In* s, const In* t, int n, const RowStatistics& row, const Factors& f, ScalarOf<V> margin,
+                    double factor, Out* out) {
+  using S = ScalarOf<V>;
   const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
   const V infinity = splat<V>(kInfinity), scale = splat<V>(factor);
   for_vectors<V>(n, [&](int j, auto whole) {
@@ -72,8 +82,12 @@ struct BackwardRow {
   // of the squared differences: their mean is halved for `logits` and not for `ldi`
   const double slope = factor_d / row.old_sum * (params.rows.kind == DivergenceKind::logits ? 1 : 2);
 
-  void new_only(const S* s, int n, S* out, bool streamed) const { gradient_block<V>(s, n, row, f, out, streamed); }
-  void shared(const S* s, const S* t, int n, S* out, bool streamed) const {
+  template <class In, class Out>
+  void new_only(const In* s, int n, Out* out, bool streamed) const {
+    gradient_block<V>(s, n, row, f, out, streamed);
+  }
+  template <class In, class Out>
+  void shared(const In* s, const In* t, int n, Out* out, bool streamed) const {
     if (kl) {
       with_formula(path, rounding, [&](auto formula) {
         gradient_block<decltype(formula), V>(s, t, n, row, f, inverse, out, streamed);
@@ -98,16 +112,16 @@ struct BackwardRow {
     const double to_exponent = inverse;
     const double u = (t - row.old_frame) * to_exponent, d = (s - row.new_frame) * to_exponent - u;
     const double z = row.ratio_minus_1;
-    const double q = row.new_sum == 0 ? 0 : std::exp((s - row.new_frame) * to_exponent) / row.new_sum;
     const double p = std::exp(u) / row.old_sum;
-    const double difference = std::fabs(d) <= kSmall ? p * (std::expm1(d) - z) / (1 + z) : q - p;
-    return gradient + scale * difference;
+    if (std::fabs(d) <= kSmall) return gradient + scale * (p * (std::expm1(d) - z) / (1 + z));
+    const double q = row.new_sum == 0 ? 0 : std::exp((s - row.new_frame) * to_exponent) / row.new_sum;
+    return gradient + scale * (q - p);
   }
 };
 
-template <class V, class Out>
+// In: what the loops read, V's number or, if both logits are of it, the half type Out.
+template <class V, class Out, class In>
 void backward_row(const DistillBackward& params, int64_t i) {
-  using S = ScalarOf<V>;
   using Widened = decltype(widen(Out{}));
   const DistillRows& rows = params.rows;
   const auto& statistics = reinterpret_cast<const RowStatistics*>(params.statistics)[i];
@@ -122,7 +136,7 @@ void backward_row(const DistillBackward& params, int64_t i) {
     return;
   }
   const BackwardRow<V> row{params, statistics, factor_e, factor_d};
-  const Row<S> new_row(rows.new_logits, i), old_row(rows.old_logits, i);
+  const Row<In> new_row(rows.new_logits, i), old_row(rows.old_logits, i);
   Pairs pairs(rows);
 
   // The target's logits first: the gradient may overwrite them.
@@ -132,17 +146,14 @@ void backward_row(const DistillBackward& params, int64_t i) {
   const double old_logit = old_column >= 0 ? old_row[old_column] : 0;
   const double target_gradient = here ? row.at_target(new_row[column], old_column >= 0 ? &old_logit : nullptr) : 0;
 
-  S new_buffer[kBlock], old_buffer[kBlock], out_buffer[kBlock], gathered[kBlock];
+  In new_buffer[kBlock], old_buffer[kBlock], gathered[kBlock];
   for (int64_t start = 0; start < columns;) {
     const int n = pairs.block(start);
-    const S* s = new_row.block(start, n, new_buffer);
+    const In* s = new_row.block(start, n, new_buffer);
     const auto shared = factor_d != 0 ? pairs.in(start, n) : Pairs::Range{0, 0};
-    S* out = out_buffer;
-    bool streamed = false;
-    if constexpr (std::is_same_v<S, Out>) {
-      out = gradient + start;
-      streamed = params.past_caches && sizeof(V) > sizeof(S) && reinterpret_cast<uintptr_t>(out) % sizeof(V) == 0;
-    }
+    Out* out = gradient + start;
+    const bool streamed = params.past_caches && std::is_same_v<Out, float> && sizeof(V) > sizeof(Out) &&
+                          reinterpret_cast<uintptr_t>(out) % sizeof(V) == 0;
     if (shared.n > 0 && !rows.new_column) {
       row.shared(s, old_row.block(start, n, old_buffer), n, out, streamed);
     } else if (shared.n > 0) {
@@ -150,14 +161,11 @@ void backward_row(const DistillBackward& params, int64_t i) {
       pairs.gather(new_row, rows.new_column, shared, gathered);
       pairs.gather(old_row, rows.old_column, shared, old_buffer);
       row.new_only(s, n, out, false);
-      S with_distance[kBlock];
+      Out with_distance[kBlock];
       row.shared(gathered, old_buffer, shared.n, with_distance, false);
       for (int j = 0; j < shared.n; ++j) out[rows.new_column[shared.begin + j] - start] = with_distance[j];
     } else {
       row.new_only(s, n, out, streamed);
-    }
-    if constexpr (!std::is_same_v<S, Out>) {
-      narrow_block(out_buffer, n, gradient + start);
     }
     start += n;
   }

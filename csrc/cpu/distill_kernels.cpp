@@ -20,11 +20,13 @@ void backward(const DistillBackward& params, int64_t begin, int64_t end) {
   const DefaultRounding rounding;
   with_type(params.rows.new_logits.type, [&](auto out) {
     using Out = decltype(out);
-    // last rows first: forward has left them in the caches
-    if (std::is_same_v<Out, double> || computes_in_float64(params.rows)) {
-      for (int64_t i = end; i-- > begin;) backward_row<double, Out>(params, i);
-    } else if constexpr (!std::is_same_v<Out, double>) {
-      for (int64_t i = end; i-- > begin;) backward_row<Floats, Out>(params, i);
+    const auto run = [&](auto row) {  // last rows first: forward has left them in the caches
+      for (int64_t i = end; i-- > begin;) row(params, i);
+    };
+    if (computes_in_float64(params.rows)) return run(backward_row<double, Out, double>);
+    if constexpr (!std::is_same_v<Out, double>) {
+      if (params.rows.old_logits.type == params.rows.new_logits.type) return run(backward_row<Floats, Out, Out>);
+      run(backward_row<Floats, Out, float>);
     }
   });
   if (params.past_caches) fence();

@@ -17,6 +17,7 @@ namespace {
 constexpr int kBlock = 1024;         // 2 x 4 KiB of float32, and as much again when half types are widened: fits any L1
 constexpr int kProbe = 128;          // classes that place the divergence's frame: its error is 1/11 of d's deviation
 constexpr double kFewClasses = 8;    // less mass than these at the old maximum: it is somewhere else
+constexpr double kPlain = 1024;      // 1/kPlain <= T <= kPlain for plain rounding: T^-7 stays a normal float32
 constexpr double kMaxExponent = 20;  // |new_frame - max|/T: exp(d) stays far from overflow and underflow
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -30,6 +31,7 @@ template <Path p, Rounding r>
 struct Formula {
   static constexpr Path path = p;
   static constexpr Rounding rounding = r;
+  static constexpr bool times_t = p == Path::calm && r == Rounding::plain;  // u and d come as T u and T d
 };
 
 template <class F>
@@ -45,7 +47,7 @@ void with_formula(Path path, Rounding rounding, F&& f) {
   with_path(std::integral_constant<Rounding, Rounding::framed>{});
 }
 
-// One row of logits, read in blocks of the type that the kernel computes in.
+// One row of logits, read in blocks of the type that the kernel computes in, or of a half type if the row is of that.
 template <class S>
 struct Row {
   const void* data;
@@ -60,7 +62,9 @@ struct Row {
     return with_type(type, [&](auto t) -> const S* {
       const auto* from = static_cast<const decltype(t)*>(data) + start;
       if constexpr (std::is_same_v<decltype(t), S>) return from;
-      widen_block(from, n, buffer);
+      if constexpr (std::is_floating_point_v<S>) widen_block(from, n, buffer);
+      constexpr int kLine = 64 / sizeof *from;
+      for (int j = n; j < 2 * n; j += kLine) __builtin_prefetch(from + j);  // the next block, or the next row
       return buffer;
     });
   }
@@ -105,7 +109,14 @@ class Pairs {
   void gather(const Row<S>& row, const int64_t* columns, Range range, S* to) const {
     with_type(row.type, [&](auto t) {
       const auto* from = static_cast<const decltype(t)*>(row.data);
-      for (int j = 0; j < range.n; ++j) to[j] = S(widen(from[columns[range.begin + j]]));
+      for (int j = 0; j < range.n; ++j) {
+        const auto& element = from[columns[range.begin + j]];
+        if constexpr (std::is_same_v<decltype(t), S>) {
+          to[j] = element;
+        } else if constexpr (std::is_floating_point_v<S>) {
+          to[j] = S(widen(element));
+        }
+      }
     });
   }
 
@@ -126,11 +137,16 @@ struct Frames {
         inverse(inverse) {}
 };
 
-// u and d of the head comment of math/row_statistics.h
+// u and d of the head comment of math/row_statistics.h, T times themselves where the formula says so: there nothing but
+// polynomials takes them, whose coefficients have the 1/T.
 template <class V>
 struct Exponents {
   V u, d;
 };
+template <class Formula, class S>
+S unit(S inverse) {
+  return Formula::times_t ? inverse : S(1);
+}
 // x moved towards 0 by `margin`, 0 within it
 template <class V, class S>
 GF_INLINE V beyond_margin(V x, S margin) {
@@ -148,6 +164,7 @@ GF_INLINE V lost(V a, V b, V rounded) {
 template <class Formula, class V, class S>
 GF_INLINE Exponents<V> exponents(V s, V t, const Frames<S>& frames) {
   const V from_old = t - frames.old_frame;
+  if constexpr (Formula::times_t) return {from_old, (s - t) - frames.shift};
   if constexpr (Formula::rounding == Rounding::plain) {
     return {from_old * frames.inverse, ((s - t) - frames.shift) * frames.inverse};
   }

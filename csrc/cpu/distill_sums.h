@@ -88,7 +88,8 @@ Placement place(const S* s, const S* t, int n, double block_old_max, S inverse) 
     if (std::isfinite(difference)) mean = (total + difference) / (weight + 1), weight += 1;
   }
   const double shift = base + mean;
-  if (std::fabs(shift) <= 2 * deviation) return {shift, Rounding::plain};
+  const bool moderate = inverse >= 1 / kPlain && inverse <= kPlain;
+  if (moderate && std::fabs(shift) <= 2 * deviation) return {shift, Rounding::plain};
   return {shift, std::fabs(shift) * weight <= fold(spread, add) * share ? Rounding::direct : Rounding::framed};
 }
 
@@ -102,11 +103,13 @@ void add_exponentials(const S* s, int n, Softmax& softmax) {
   for_vectors<V>(
       n,
       [&](int j, auto whole) {
+        __builtin_prefetch(s + j + n);  // the next block, or the next row
         const V shifted = get<V, whole>(s, j, n) - frame;
         const V e = exponential(shifted);
         if constexpr (at_frame) {
-          rest_part += kept<V, whole>(shifted == V{} ? V{} : e, j, n);
-          ones_part += kept<V, whole>(shifted == V{} ? V{} + S(1) : V{}, j, n);
+          const V one = shifted == V{} ? V{} + S(1) : V{};
+          rest_part += kept<V, whole>(e - one, j, n);  // e is exactly 1 there
+          ones_part += kept<V, whole>(one, j, n);
         } else {
           rest_part += kept<V, whole>(e, j, n);
         }
@@ -133,18 +136,22 @@ template <class Formula, class V, class S>
 void add_divergence(const S* s, const S* t, int n, S inverse, Divergence& divergence) {
   constexpr Path path = Formula::path;
   const Frames<S> frames(0, divergence.new_frame, divergence.old_frame, inverse);
+  const S unit_of_d = unit<Formula>(inverse);
+  const SmallExponential<S> small_exponential(1, unit_of_d);
+  const SmallGrowth<S> small_growth(unit_of_d);
   Sum<V> k, m, x, v;
   V k_part{}, m_part{}, x_part{}, v_part{};
   for_vectors<V>(
       n,
       [&](int j, auto whole) {
         const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
+        __builtin_prefetch(t + j + n);  // as for s above
         const auto [u, d] = exponents<Formula>(sj, tj, frames);
         const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
         k_part += w;
         if constexpr (path != Path::far) {
           m_part += w * d;
-          x_part += w * exponential_minus_1_minus_x(d);
+          x_part = small_growth.add_bent(w, d, x_part);
         } else {
           const V infinity = splat<V>(kInfinity);
           const V v = kept<V, whole>(exponential((sj - frames.new_frame) * frames.inverse), j, n);
@@ -152,7 +159,7 @@ void add_divergence(const S* s, const S* t, int n, S inverse, Divergence& diverg
           const V wd = kept<V, whole>(u == -infinity ? V{} : d == -infinity ? -infinity : w * d, j, n);
           const V size = d < V{} ? -d : d;
           m_part += wd;
-          x_part += size <= splat<V>(kSmall) ? w * exponential_minus_1_minus_x(d) : (v - w) - wd;
+          x_part += size <= splat<V>(kSmall) ? small_growth.add_bent(w, d, V{}) : (v - w) - wd;
           v_part += v;
         }
       },
@@ -164,7 +171,7 @@ void add_divergence(const S* s, const S* t, int n, S inverse, Divergence& diverg
           v_part = V{};
         }
       });
-  const double block_k = k.value(), block_m = m.value(), block_x = x.value();
+  const double block_k = k.value(), block_m = m.value() * unit_of_d, block_x = x.value();
   divergence.k += block_k, divergence.m += block_m, divergence.x += block_x;
   divergence.v += path == Path::far ? v.value() : block_k + block_m + block_x;
 }

@@ -69,25 +69,77 @@ GF_INLINE Floats exponential(Floats x) {
 #endif
 }
 
-// (expm1(x) - x) / x^2 for |x| <= 1/2, relative error of the polynomial 2.5e-8
-GF_INLINE Floats bend(Floats x) {
-  Floats q = fma(x, Floats{} + 1.98756284e-4f, 1.39819974e-3f);
-  q = fma(q, x, 8.33345217e-3f);
-  q = fma(q, x, 4.16657959e-2f);
-  q = fma(q, x, 0.166666655f);
-  return fma(q, x, 0.5f);
-}
-GF_INLINE Floats exponential_minus_1_minus_x(Floats x) { return x * x * bend(x); }      // |x| <= 1/2
-GF_INLINE Floats exponential_minus_1(Floats x) { return fma(x * x, bend(x), x); }       // |x| <= 1/2
-GF_INLINE Floats small_exponential(Floats x) { return fma(x * x, bend(x), x) + 1.0f; }  // |x| <= 1/2
-
 GF_INLINE double exponential(double x) { return std::exp(x); }
-GF_INLINE double small_exponential(double x) { return std::exp(x); }
-GF_INLINE double exponential_minus_1(double x) { return std::expm1(x); }
-GF_INLINE double exponential_minus_1_minus_x(double x) {
-  // below 1e-3 the difference would lose more digits than the series' fifth term is worth
-  return std::fabs(x) < 1e-3 ? x * x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x / 120))) : std::expm1(x) - x;
-}
+
+// Exponentials of small exponents x / T, given x: for float32 the polynomials' coefficients take the 1/T, and the
+// scale, so that they cost nothing per number.
+
+// scale * exp(x * inverse) for -1/2 <= x * inverse <= 0, relative error of the polynomial 2.0e-8; S is float or double
+template <class S>
+class SmallExponential {
+ public:
+  SmallExponential(double scale, double inverse) {
+    for (double power = scale; S& c : c_) c = S(c * power), power *= inverse;
+  }
+  GF_INLINE Floats operator()(Floats x) const {
+    Floats q = fma(x, Floats{} + c_[5], c_[4]);
+    q = fma(q, x, c_[3]);
+    q = fma(q, x, c_[2]);
+    q = fma(q, x, c_[1]);
+    return fma(q, x, c_[0]);
+  }
+
+ private:
+  S c_[6] = {1, 0.999999f, 0.499972731f, 0.16642143f, 0.0406869873f, 0.00650527398f};
+};
+template <>
+class SmallExponential<double> {
+ public:
+  SmallExponential(double scale, double inverse) : scale_(scale), inverse_(inverse) {}
+  double operator()(double x) const { return scale_ * std::exp(x * inverse_); }
+
+ private:
+  double scale_, inverse_;
+};
+
+// expm1(d) and expm1(d) - d for d = x * inverse, |d| <= 1/2; relative error of the polynomial 2.5e-8
+template <class S>
+class SmallGrowth {
+ public:
+  explicit SmallGrowth(double inverse) : inverse_(S(inverse)) {
+    for (double power = inverse * inverse; S& c : c_) c = S(c * power), power *= inverse;
+  }
+  // expm1(d) - z
+  GF_INLINE Floats minus(Floats x, float z) const { return fma(fma(bend(x), x, inverse_), x, -z); }
+  // w * (expm1(d) - d) + sum
+  GF_INLINE Floats add_bent(Floats w, Floats x, Floats sum) const { return fma(w * x, x * bend(x), sum); }
+
+ private:
+  GF_INLINE Floats bend(Floats x) const {  // (expm1(d) - d) / x^2
+    Floats q = fma(x, Floats{} + c_[5], c_[4]);
+    q = fma(q, x, c_[3]);
+    q = fma(q, x, c_[2]);
+    q = fma(q, x, c_[1]);
+    return fma(q, x, c_[0]);
+  }
+  S inverse_;
+  S c_[6] = {0.5f, 0.166666655f, 4.16657959e-2f, 8.33345217e-3f, 1.39819974e-3f, 1.98756284e-4f};
+};
+template <>
+class SmallGrowth<double> {
+ public:
+  explicit SmallGrowth(double inverse) : inverse_(inverse) {}
+  double minus(double x, double z) const { return std::expm1(x * inverse_) - z; }
+  double add_bent(double w, double x, double sum) const {
+    const double d = x * inverse_;
+    // below 1e-3 the difference would lose more digits than the series' fifth term is worth
+    return sum +
+           w * (std::fabs(d) < 1e-3 ? d * d * (0.5 + d * (1.0 / 6 + d * (1.0 / 24 + d / 120))) : std::expm1(d) - d);
+  }
+
+ private:
+  double inverse_;
+};
 
 }  // namespace
 }  // namespace graceful_fast

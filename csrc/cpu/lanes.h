@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/convert.h"
 #include "cpu/exp.h"
 #include "cpu/simd.h"
 
@@ -36,9 +37,12 @@ template <class V, class F>
 GF_INLINE double fold(V v, F&& join) {
   ScalarOf<V> lanes[kLanes<V>];
   store(lanes, v);
-  double result = lanes[0];
-  for (int i = 1; i < kLanes<V>; ++i) result = join(result, double(lanes[i]));
-  return result;
+  double wide[kLanes<V>];
+  for (int i = 0; i < kLanes<V>; ++i) wide[i] = lanes[i];
+  for (int width = kLanes<V> / 2; width > 0; width /= 2) {  // by halves: four steps wait for each other, not fifteen
+    for (int i = 0; i < width; ++i) wide[i] = join(wide[i], wide[i + width]);
+  }
+  return wide[0];
 }
 template <class V>
 double fold_max(V v) {
@@ -104,18 +108,27 @@ GF_INLINE void for_vectors(int n, Body&& body) {
 GF_INLINE __mmask16 first_lanes(int count) { return __mmask16((1u << count) - 1); }
 #endif
 
+// A vector of the block's type or, widened, of half types.
+template <class V, class T>
+GF_INLINE V load_wide(const T* from) {
+  if constexpr (sizeof(T) == 2) {
+    return widened(load<Shorts>(from), T{});
+  } else {
+    return load<V>(from);
+  }
+}
 // Lanes past the end of a block repeat its last class, so that maxima hold; `kept` keeps them out of sums.
 template <class V, bool whole, class T>
 GF_INLINE V get(const T* block, int j, int n) {
-  if constexpr (whole) return load<V>(block + j);
+  if constexpr (whole) return load_wide<V>(block + j);
 #if defined(GF_AVX512)
-  if constexpr (std::is_same_v<V, Floats>) {
+  if constexpr (std::is_same_v<T, float>) {
     return (V)_mm512_mask_loadu_ps((__m512)splat<V>(block[n - 1]), first_lanes(n - j), block + j);
   }
 #endif
   T lanes[kLanes<V>];
   for (int i = 0; i < kLanes<V>; ++i) lanes[i] = block[std::min(j + i, n - 1)];
-  return load<V>(lanes);
+  return load_wide<V>(lanes);
 }
 template <class V, bool whole>
 GF_INLINE V kept(V value, int j, int n) {
@@ -126,19 +139,29 @@ GF_INLINE V kept(V value, int j, int n) {
   index = load<V>(lanes);
   return index < splat<V>(n - j) ? value : V{};
 }
-// streamed: past the caches, to an address that is a multiple of the vector's size
+// Rounded to the block's type. streamed, for blocks of float32: past the caches, to an address that is a multiple of
+// the vector's size
 template <class V, bool whole, class T>
 GF_INLINE void put(T* block, V value, int j, int n, bool streamed = false) {
-  if constexpr (whole) {
+  if constexpr (std::is_same_v<V, double>) {
+    narrow(decltype(widen(T{}))(value), block[j]);
+  } else if constexpr (whole && sizeof(T) == 2) {
+    store(block + j, narrowed(value, T{}));
+  } else if constexpr (whole) {
     if (streamed) return stream(block + j, value);
-    return store(block + j, value);
-  }
+    store(block + j, value);
+  } else {
 #if defined(GF_AVX512)
-  if constexpr (std::is_same_v<V, Floats>) return _mm512_mask_storeu_ps(block + j, first_lanes(n - j), (__m512)value);
+    if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(block + j, first_lanes(n - j), (__m512)value);
 #endif
-  T lanes[kLanes<V>];
-  store(lanes, value);
-  for (int i = 0; j + i < n; ++i) block[j + i] = lanes[i];
+    T lanes[kLanes<V>];
+    if constexpr (sizeof(T) == 2) {
+      store(lanes, narrowed(value, T{}));
+    } else {
+      store(lanes, value);
+    }
+    std::copy_n(lanes, n - j, block + j);
+  }
 }
 
 }  // namespace

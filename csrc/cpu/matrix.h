@@ -32,6 +32,10 @@ inline auto with_type(Element type, Use use) {
   }
 }
 
+inline int64_t element_bytes(Element type) {
+  return with_type(type, [](auto t) { return int64_t(sizeof t); });
+}
+
 // use(pointer to the first element, of the element type)
 template <class Use>
 inline auto with_elements(const Matrix& matrix, Use use) {

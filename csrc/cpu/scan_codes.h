@@ -2,8 +2,8 @@
 //
 // A row is p = s c + e, a query r = t b + f, with codes c, b:  |<r, p> - t s <b, c>| <= |t b| |e| + |f| |p|, the sum of
 // the codes' products exact in int32. Instructions multiply unsigned by signed bytes: rows are lifted by kLift, and
-// kLift times the sum of the query's codes is where its sums start. AVX2 and SSE add pairs of products in int16: queries
-// of 7 bits keep them below 2^15 (255 * 63 * 2 = 32,130).
+// kLift times the sum of the query's codes is where its sums start. AVX2 and SSE add pairs of products in int16:
+// queries of 7 bits keep them below 2^15 (255 * 63 * 2 = 32,130).
 #pragma once
 #include <cstdint>
 
@@ -40,7 +40,8 @@ GF_INLINE Ints dot4(Ints sums, Words rows, Words query) {
   return (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)rows, (int8x16_t)query);
 #else
 #pragma GCC unroll 4
-  for (int shift = 0; shift < 32; shift += 8) sums += ((Ints)(rows << (24 - shift)) >> 24) * ((Ints)(query << (24 - shift)) >> 24);
+  for (int shift = 0; shift < 32; shift += 8)
+    sums += ((Ints)(rows << (24 - shift)) >> 24) * ((Ints)(query << (24 - shift)) >> 24);
   return sums;
 #endif
 }
@@ -48,7 +49,8 @@ GF_INLINE Ints dot4(Ints sums, Words rows, Words query) {
 GF_INLINE Words broadcast_word(int32_t word) { return Words{} + uint32_t(word); }
 GF_INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 
-// codes of p[0 .. count), count a multiple of kCodeAlignment; residual: |p - scale codes|, rounded up. Returns the scale.
+// codes of p[0 .. count), count a multiple of kCodeAlignment; residual: |p - scale codes|, rounded up. Returns the
+// scale.
 inline float quantize_row(const float* p, int64_t count, int levels, int8_t* codes, float& residual) {
   Floats most = {};
   for (int64_t i = 0; i < count; i += kFloats) {
@@ -70,7 +72,9 @@ inline float quantize_row(const float* p, int64_t count, int levels, int8_t* cod
   }
   // The sum of squares loses at most gamma_count, each rest 2^-23 of its value where there is no fma.
   const double slack = 1 + double(count + 16) * 0x1p-24;
-  residual = float((__builtin_sqrt(double(sum<float, kFloats>(squares))) * slack + double(largest) * __builtin_sqrt(double(count)) * 0x1p-22) * (1 + 0x1p-22));
+  residual = float((__builtin_sqrt(double(sum<float, kFloats>(squares))) * slack +
+                    double(largest) * __builtin_sqrt(double(count)) * 0x1p-22) *
+                   (1 + 0x1p-22));
   return scale;
 }
 
@@ -101,7 +105,38 @@ struct CodedQueries {
   const int32_t* origin;                                                // where sums start: -kLift * sum of its codes
 };
 
-// As `tile`, of codes. even: the norm's part is in `limit` already and rows start at 0.
+// The largest that the score of row `at` with query r may be, over the query's scale. even: the norm's part is in the
+// limit already and rows start at 0.
+template <bool even>
+GF_INLINE Floats most_of(Ints sums, const CodedQueries& q, int64_t r, const CodedRows& x, int64_t at) {
+  Floats most = to_floats(sums) * load<Floats>(x.scale + at);
+  most = fma(broadcast(q.residual_weight[r]), load<Floats>(x.residual + at), most);
+  if constexpr (!even) {
+    most = fma(broadcast(q.norm_weight[r]), load<Floats>(x.norm + at), most);
+    most = fma(broadcast(q.inverse[r]), load<Floats>(x.start + at), most);
+  }
+  return most;
+}
+
+// A tile's sums that reach something -> scores and what reaches. Not inlined: it would keep in registers what
+// `code_tile` needs no more.
+template <bool even>
+__attribute__((noinline)) void finish_codes(const int32_t* sums, const CodedQueries& q, int64_t query,
+                                            const CodedRows& x, int64_t slot, float* scores, uint32_t* reached) {
+  for (int r = 0; r < kM; ++r) {
+    const Floats limit = broadcast(q.limit[query + r]), step = broadcast(q.step[query + r]);
+    reached[r] = 0;
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = slot + half * kFloats;
+      const Ints sum = load<Ints>(sums + r * kN + half * kFloats);
+      reached[r] |= bits(at_least(most_of<even>(sum, q, query + r, x, at), limit)) << half * kFloats;
+      store(scores + r * kN + half * kFloats,
+            fma(to_floats(sum) * load<Floats>(x.scale + at), step, load<Floats>(x.start + at)));
+    }
+  }
+}
+
+// As `tile`, of codes.
 template <bool even>
 inline bool code_tile(const int32_t* queries, const uint32_t* rows, int64_t words, const CodedQueries& q, int64_t query,
                       const CodedRows& x, int64_t slot, float* scores, uint32_t* reached) {
@@ -120,30 +155,23 @@ inline bool code_tile(const int32_t* queries, const uint32_t* rows, int64_t word
     queries += kM;
     rows += kN;
   }
-  const Floats scale[2] = {load<Floats>(x.scale + slot), load<Floats>(x.scale + slot + kFloats)};
-  const Floats residual[2] = {load<Floats>(x.residual + slot), load<Floats>(x.residual + slot + kFloats)};
-  const auto may_matter = [&](int r, int half) __attribute__((always_inline)) {
-    Floats most = fma(broadcast(q.residual_weight[query + r]), residual[half], to_floats(sums[r][half]) * scale[half]);
-    if constexpr (!even) {
-      most = fma(broadcast(q.norm_weight[query + r]), load<Floats>(x.norm + slot + half * kFloats), most);
-      most = fma(broadcast(q.inverse[query + r]), load<Floats>(x.start + slot + half * kFloats), most);
-    }
-    return most >= broadcast(q.limit[query + r]);
-  };
-  Ints any = {};
-#pragma GCC unroll 16
-  for (int r = 0; r < kM; ++r) any |= may_matter(r, 0) | may_matter(r, 1);
-  if (bits(any) == 0) return false;
+  Reach any{};
 #pragma GCC unroll 16
   for (int r = 0; r < kM; ++r) {
-    reached[r] = bits(may_matter(r, 0)) | bits(may_matter(r, 1)) << kFloats;
-    const Floats step = broadcast(q.step[query + r]);
+    const Floats limit = broadcast(q.limit[query + r]);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      store(scores + r * kN + half * kFloats,
-            fma(to_floats(sums[r][half]) * scale[half], step, load<Floats>(x.start + slot + half * kFloats)));
+      any = either(any, at_least(most_of<even>(sums[r][half], q, query + r, x, slot + half * kFloats), limit));
     }
   }
+  if (bits(any) == 0) return false;
+  alignas(64) int32_t stored[kM * kN];
+#pragma GCC unroll 16
+  for (int r = 0; r < kM; ++r) {
+    store(stored + r * kN, sums[r][0]);
+    store(stored + r * kN + kFloats, sums[r][1]);
+  }
+  finish_codes<even>(stored, q, query, x, slot, scores, reached);
   return true;
 }
 

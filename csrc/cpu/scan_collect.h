@@ -3,28 +3,76 @@
 // A candidate's definition lies within `error` of its scan score. floor = the k-th largest lower bound seen so far, of
 // this task or another: a row whose upper bound is below it is out for good. A full buffer is cut by the floor; if that
 // does not help (ties, near-duplicates) it is settled in float64 and cut to the k best, so it never holds more than
-// `capacity`.
+// `capacity`. After the scan the parts' candidates are trimmed by a floor that all of them give, and settled.
 #pragma once
 #include <algorithm>
 
 #include "cpu/buffer.h"
+#include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
-#include "math/settle.h"
 
 namespace graceful_fast {
 namespace {
 
-struct Candidate {
-  float score, error;  // scaled units
-  int64_t row;
-};
+inline double lowest(const Candidate& candidate) { return double(candidate.score) - candidate.error; }
 
-struct Settled {
-  double key;  // the definition; for l2 negated: larger is better
-  int64_t row;
-};
+inline float lowest_float(const Candidate& candidate) {
+  const double bound = lowest(candidate);
+  return float(bound - __builtin_fabs(bound) * 0x1p-23 - 0x1p-120);
+}
 
-inline bool better(const Settled& a, const Settled& b) { return a.key > b.key || (a.key == b.key && a.row < b.row); }
+inline float above(double error) { return float(error * (1 + 0x1p-22)); }
+
+inline Candidate in_scan_units(const Query& query, const Settled& settled, Metric metric) {
+  double score = settled.key * query.unit, error = 0x1p-100;
+  if (metric == Metric::l2) {
+    const double square = query.square * query.unit;
+    error += 0x1p-52 * (square - score);
+    score = (square + score) / 2;
+  }
+  error += 0x1p-23 * __builtin_fabs(score);  // it is kept as float32
+  if (!(__builtin_fabs(score) < 0x1p125) || query.norm > kLargestNorm) return {0, __builtin_inff(), settled.row};
+  return {float(score), above(error), settled.row};
+}
+
+// A value that at least k of the lower bounds reach, and hardly more: their k-th largest by bisection, since counting
+// what reaches a value is many times cheaper than selecting. -infinity where there are fewer. `bounds` has room for a
+// vector more than `count`.
+inline double kth_bound(float* bounds, int64_t count, int64_t k) {
+  constexpr int kSteps = 16;
+  if (count < k) return -__builtin_inf();
+  for (int64_t j = count; j % kFloats; ++j) bounds[j] = -__builtin_inff();
+  const auto reaching = [&](float value) {
+    Ints total = {};
+    for (int64_t j = 0; j < count; j += kFloats) total -= load<Floats>(bounds + j) >= broadcast(value);
+    return sum<int32_t, kFloats>(total);
+  };
+  float low = __builtin_inff(), high = -__builtin_inff();
+  for (int64_t j = 0; j < count; ++j) {
+    if (bounds[j] > -__builtin_inff() && bounds[j] < low) low = bounds[j];
+    if (bounds[j] > high) high = bounds[j];
+  }
+  if (reaching(low) < k) return -__builtin_inf();
+  if (reaching(high) >= k) return high;
+  for (int step = 0; step < kSteps; ++step) {
+    const float middle = low + (high - low) / 2;
+    if (middle <= low || middle >= high) break;
+    const int64_t many = reaching(middle);
+    (many >= k ? low : high) = middle;
+    if (many == k) break;
+  }
+  return low;
+}
+
+// Drops what ends below the floor; how many stay.
+inline int64_t drop_below(double floor, Candidate* candidates, int64_t count) {
+  int64_t kept = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    const Candidate candidate = candidates[j];
+    if (double(candidate.score) + candidate.error >= floor) candidates[kept++] = candidate;
+  }
+  return kept;
+}
 
 template <class T>
 class Collector {
@@ -33,15 +81,13 @@ class Collector {
       : p_(params),
         queries_(queries),
         first_(task.query_begin),
+        part_(task.part),
         count_(task.query_end - task.query_begin),
-        // Twice k: a staler floor lets more rows in, a fresher one costs more cuts. 32 keeps cuts rare for small k.
-        capacity_(least(2 * params.k, params.gallery.rows) + (params.coded ? kCodedRoom : kRoom)),
-        kept_((capacity_ + params.k) / 2),
+        kept_((params.capacity + params.k) / 2),
         states_(count_),
-        candidates_(count_ * capacity_),
-        settled_(capacity_),
-        bounds_(capacity_),
-        query_(params.dim + 8),
+        settled_(params.capacity),
+        bounds_(params.capacity + kFloats),
+        definition_(params),
         report_(report) {}
 
   // What earlier blocks of the gallery have found.
@@ -49,11 +95,21 @@ class Collector {
     for (int64_t i = 0; i < count_; ++i) {
       states_[i] = {-__builtin_inf(), 0};
       const int64_t last = (first_ + i + 1) * p_.k - 1;
-      if (p_.best_rows[last] >= 0) {
-        states_[i].floor = lowest(in_scan_units(queries_[i], {p_.best_keys[last], p_.best_rows[last]}));
+      if (p_.rows[last] >= 0) {
+        states_[i].floor = lowest(in_scan_units(queries_[i], {p_.keys[last], p_.rows[last]}, p_.metric));
       }
       share_floor(i);
     }
+  }
+
+  // Enough for a floor that most rows do not reach; none where all queries know one, or rows are few.
+  int64_t seeds(int64_t rows) {
+    const int64_t wanted = least(least(rows / 16, kMostSeedScores / count_), most(kSeeds, 4 * p_.k)) / kN * kN;
+    bool known = true;
+    for (int64_t i = 0; i < count_; ++i) known = known && states_[i].floor > -__builtin_inf();
+    if (known || wanted < p_.k || wanted < kFewestSeeds) return 0;
+    Buffer<float>(count_ * wanted + kFloats).swap(seed_bounds_);
+    return seeds_ = wanted;
   }
 
   double floor(int64_t i) const { return states_[i].floor; }
@@ -64,17 +120,20 @@ class Collector {
     for (int64_t i = 0; p_.gallery_parts > 1 && i < count_; ++i) share_floor(i);
   }
 
-  // The candidates so far will come again: only what they say about the floor stays.
-  void end_seed() {
-    for (int64_t i = 0; i < count_; ++i) {
-      raise_floor(i);
-      states_[i].count = 0;
+  void end_seed(bool whole) {
+    for (int64_t i = 0; whole && seeds_ > 0 && i < count_; ++i) {
+      const double floor = kth_bound(seed_bounds_ + i * seeds_, seeds_, p_.k);
+      if (floor > states_[i].floor) states_[i].floor = floor;
+      share_floor(i);
     }
+    seeds_ = 0;
+    Buffer<float>().swap(seed_bounds_);
   }
 
   // One loop over all set bits of the tile: a loop for each query would mispredict its end each time.
   template <class Engine>
   void take(Engine& engine, const Tile& tile) {
+    if (seeds_ > 0) return take_seed(engine, tile);
     constexpr int kTogether = 64 / kN;  // queries in a word
     const uint64_t valid = (uint64_t(1) << tile.columns) - 1;
     for (int64_t r0 = 0; r0 < tile.queries; r0 += kTogether) {
@@ -90,26 +149,42 @@ class Collector {
     }
   }
 
-  // Sorted, k of each query, -1 where there is none.
-  void finish(int64_t part) {
-    for (int64_t i = 0; i < count_; ++i) raise_floor(i);
-    if (p_.cold) bring_in();
+  void finish() {
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t n = settle(i);
-      std::sort(+settled_, settled_ + n, [](const Settled& a, const Settled& b) { return better(a, b); });
-      const int64_t at = ((first_ + i) * p_.gallery_parts + part) * p_.k;
-      for (int64_t j = 0; j < p_.k; ++j) {
-        p_.keys[at + j] = j < n ? settled_[j].key : -__builtin_inf();
-        p_.rows[at + j] = j < n ? settled_[j].row + p_.first_row : -1;
-      }
+      share_floor(i);
+      p_.counts[(first_ + i) * p_.gallery_parts + part_] = states_[i].count;
     }
   }
 
  private:
+  // All scores of the seeds, less what they may be off: selecting from them at once costs less than candidates do.
+  template <class Engine>
+  void take_seed(const Engine& engine, const Tile& tile) {
+    for (int64_t r = 0; r < tile.queries; ++r) {
+      const int64_t query = tile.query + r;
+      const float error = above(engine.largest_error(query));
+      float* const to = seed_bounds_ + query * seeds_ + engine.chunk.before + tile.slot;
+      for (int64_t j = 0; j < tile.columns; ++j) {
+        const float score = tile.scores[r * kN + j], bound = score - error;
+        to[j] = bound - __builtin_fabsf(bound) * 0x1p-22f - __builtin_fabsf(score) * 0x1p-22f - 0x1p-100f;
+      }
+      if (!p_.query_ids && !p_.query_groups) continue;
+      for (int64_t j = 0; j < tile.columns; ++j) {
+        if (excluded(query, engine.row(tile.slot + j))) to[j] = -__builtin_inff();
+      }
+    }
+  }
+
+  static constexpr int64_t kSeeds = 2048, kFewestSeeds = 256, kMostSeedScores = int64_t(1) << 21;
+
   struct State {
     double floor;
     int64_t count;  // candidates
   };
+
+  Candidate* candidates(int64_t i) const {
+    return p_.candidates + ((first_ + i) * p_.gallery_parts + part_) * p_.capacity;
+  }
 
   // Takes the floor from the tasks that scan other rows for this query, and gives its own: any valid floor is right.
   void share_floor(int64_t i) {
@@ -125,147 +200,113 @@ class Collector {
   // True if the floor may have risen.
   bool add(int64_t i, int64_t row, float score, double error) {
     State& state = states_[i];
-    if (score + error < state.floor || excluded(i, row)) return false;
-    candidates_[i * capacity_ + state.count++] = {score, above(error), row};
-    if (state.count < capacity_) return false;
+    if (score + error < state.floor || excluded(i, row) || report_.overflow) return false;
+    candidates(i)[state.count++] = {score, above(error), row};
+    if (state.count < p_.capacity) return false;
     cut(i);
     return true;
   }
-
-  static float above(double error) { return float(error * (1 + 0x1p-22)); }
 
   bool excluded(int64_t i, int64_t row) const {
     return (p_.query_ids && p_.query_ids[first_ + i] == p_.gallery_ids[row]) ||
            (p_.query_groups && p_.query_groups[first_ + i] == p_.gallery_groups[row]);
   }
 
-  static double lowest(const Candidate& candidate) { return double(candidate.score) - candidate.error; }
-
   // The k-th largest lower bound becomes the floor; candidates that end below it leave.
   void raise_floor(int64_t i) {
-    State& query = states_[i];
-    Candidate* const mine = candidates_ + i * capacity_;
-    if (query.count >= p_.k) {
-      for (int64_t j = 0; j < query.count; ++j) bounds_[j] = lowest(mine[j]);
-      std::nth_element(+bounds_, bounds_ + (p_.k - 1), bounds_ + query.count, [](double a, double b) { return a > b; });
-      if (bounds_[p_.k - 1] > query.floor) query.floor = bounds_[p_.k - 1];
-    }
+    State& state = states_[i];
+    Candidate* const mine = candidates(i);
+    for (int64_t j = 0; j < state.count; ++j) bounds_[j] = lowest_float(mine[j]);
+    const double floor = kth_bound(bounds_, state.count, p_.k);
+    if (floor > state.floor) state.floor = floor;
     share_floor(i);
-    int64_t kept = 0;
-    for (int64_t j = 0; j < query.count; ++j) {
-      const Candidate candidate = mine[j];
-      if (double(candidate.score) + candidate.error >= query.floor) mine[kept++] = candidate;
-    }
-    query.count = kept;
+    state.count = drop_below(state.floor, mine, state.count);
   }
 
   void cut(int64_t i) {
     raise_floor(i);
-    State& query = states_[i];
-    if (query.count <= kept_) return;
+    State& state = states_[i];
+    if (state.count <= kept_) return;
+    if (p_.deferred) {
+      report_.overflow = true;
+      return;
+    }
     ++report_.cuts;
-    const int64_t n = settle(i);
+    report_.settled += state.count;
+    Candidate* const mine = candidates(i);
+    definition_.choose(first_ + i);
+    definition_.each(
+        state.count, [&](int64_t j) { return mine[j].row; }, [&](int64_t j, Settled s) { settled_[j] = s; });
+    if (state.count > p_.k) {
+      std::nth_element(+settled_, settled_ + (p_.k - 1), settled_ + state.count,
+                       [](const Settled& a, const Settled& b) { return better(a, b); });
+      state.count = p_.k;
+    }
     double floor = __builtin_inf();
-    for (int64_t j = 0; j < n; ++j) {
-      const Candidate candidate = in_scan_units(queries_[i], settled_[j]);
-      candidates_[i * capacity_ + j] = candidate;
-      if (lowest(candidate) < floor) floor = lowest(candidate);
+    for (int64_t j = 0; j < state.count; ++j) {
+      mine[j] = in_scan_units(queries_[i], settled_[j], p_.metric);
+      if (lowest(mine[j]) < floor) floor = lowest(mine[j]);
     }
-    query.count = n;
-    if (n == p_.k && floor > query.floor) query.floor = floor;
+    if (state.count == p_.k && floor > state.floor) state.floor = floor;
   }
-
-  // The definition of every candidate; the k best first, in no order. How many there are.
-  int64_t settle(int64_t i) {
-    const int64_t count = states_[i].count;
-    const Candidate* const mine = candidates_ + i * capacity_;
-    widen_query(i);
-    const double root = __builtin_sqrt(queries_[i].square);
-    for (int64_t j = 0; j < count; ++j) {
-      if (j + kAhead < count) prefetch(gallery_row(mine[j + kAhead].row));
-      const int64_t row = mine[j].row;
-      const T* x = gallery_row(row);
-      double key;
-      if (p_.metric == Metric::l2) {
-        key = -squared_distance<T>(query_, x, p_.dim);
-      } else {
-        key = inner_product<T>(query_, x, p_.dim);
-        if (p_.metric == Metric::cosine) key /= root * __builtin_sqrt(squared_norm(x, p_.dim));
-      }
-      settled_[j] = {key, row};
-    }
-    report_.settled += count;
-    if (count <= p_.k) return count;
-    std::nth_element(+settled_, settled_ + (p_.k - 1), settled_ + count,
-                     [](const Settled& a, const Settled& b) { return better(a, b); });
-    return p_.k;
-  }
-
-  Candidate in_scan_units(const Query& query, const Settled& settled) const {
-    double score = settled.key * query.unit, error = 0x1p-100;
-    if (p_.metric == Metric::l2) {
-      const double square = query.square * query.unit;
-      error += 0x1p-52 * (square - score);
-      score = (square + score) / 2;
-    }
-    error += 0x1p-23 * __builtin_fabs(score);  // it is kept as float32
-    if (!(__builtin_fabs(score) < 0x1p125) || query.norm > kLargestNorm) return {0, __builtin_inff(), settled.row};
-    return {float(score), above(error), settled.row};
-  }
-
-  void widen_query(int64_t i);
-
-  static constexpr int64_t kAhead = 4;  // rows: about the latency of memory over the time of one row
-
-  const T* gallery_row(int64_t row) const {
-    return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride;
-  }
-
-  void prefetch(
-      const T* row) const {  // candidates lie anywhere; the hardware follows a row by itself after a few lines
-    const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 512);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
-  }
-
-  // Touches the candidates' rows in ascending order: a disk likes that better than the order of the queries.
-  void bring_in() {
-    int64_t total = 0;
-    for (int64_t i = 0; i < count_; ++i) total += states_[i].count;
-    Buffer<int64_t> rows(total);
-    total = 0;
-    for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t j = 0; j < states_[i].count; ++j) rows[total++] = candidates_[i * capacity_ + j].row;
-    }
-    std::sort(+rows, rows + total, [](int64_t a, int64_t b) { return a < b; });
-    constexpr int64_t kPage = 4096;
-    for (int64_t j = 0; j < total; ++j) {
-      const volatile char* const row = reinterpret_cast<const volatile char*>(gallery_row(rows[j]));
-      const int64_t bytes = p_.dim * int64_t(sizeof(T));
-      for (int64_t at = 0; at < bytes; at += kPage) (void)row[at];
-      (void)row[bytes - 1];
-    }
-  }
-
-  static constexpr int64_t kRoom = 32, kCodedRoom = 128;
 
   const CollectParams& p_;
   const Query* const queries_;
-  const int64_t first_, count_, capacity_, kept_;
+  const int64_t first_, part_, count_, kept_;
+  int64_t seeds_ = 0;          // while they are scanned
+  Buffer<float> seed_bounds_;  // [count, seeds]
   Buffer<State> states_;
-  Buffer<Candidate> candidates_;  // [queries, capacity]
-  Buffer<Settled> settled_;       // [capacity] of the query being settled
-  Buffer<double> bounds_;         // [capacity] of the query being cut
-  Buffer<double> query_;          // [dim] of the query being settled, zeros up to a multiple of 8
+  Buffer<Settled> settled_;  // [capacity] of the query being settled
+  Buffer<float> bounds_;     // [capacity] of the query being cut
+  Definition<T> definition_;
   ScanReport& report_;
 };
 
+// The parts' candidates of a query by the floor that all of them give together.
+inline void trim(const CollectParams& p, int64_t query) {
+  Candidate* const candidates = p.candidates + query * p.gallery_parts * p.capacity;
+  int64_t* const counts = p.counts + query * p.gallery_parts;
+  int64_t total = 0;
+  for (int64_t part = 0; part < p.gallery_parts; ++part) total += counts[part];
+  Buffer<float> bounds(total + kFloats);
+  int64_t at = 0;
+  for (int64_t part = 0; part < p.gallery_parts; ++part) {
+    for (int64_t j = 0; j < counts[part]; ++j) bounds[at++] = lowest_float(candidates[part * p.capacity + j]);
+  }
+  const double joint = kth_bound(bounds, total, p.k), floor = joint > p.floor[query] ? joint : p.floor[query];
+  for (int64_t part = 0; part < p.gallery_parts; ++part) {
+    counts[part] = drop_below(floor, candidates + part * p.capacity, counts[part]);
+  }
+}
+
+// Candidates and the best so far -> the k best, sorted.
 template <class T>
-void Collector<T>::widen_query(int64_t i) {
-  with_elements(p_.queries, [&](const auto* data) {
-    const auto* q = data + (first_ + i) * p_.queries.row_stride;
-    for (int64_t j = 0; j < p_.dim; ++j) query_[j] = double(widen(q[j]));
-  });
-  for (int64_t j = p_.dim; j % 8; ++j) query_[j] = 0;
+void settle_queries(const CollectParams& p, int64_t begin, int64_t end, ScanReport& report) {
+  Buffer<Settled> all(p.gallery_parts * p.capacity + p.k);
+  Definition<T> definition(p);
+  const auto order = [](const Settled& a, const Settled& b) { return better(a, b); };
+  for (int64_t query = begin; query < end; ++query) {
+    double* const keys = p.keys + query * p.k;
+    int64_t* const rows = p.rows + query * p.k;
+    int64_t count = 0;
+    for (; count < p.k && rows[count] >= 0; ++count) all[count] = {keys[count], rows[count]};
+    definition.choose(query);
+    for (int64_t part = 0; part < p.gallery_parts; ++part) {
+      const int64_t found = p.counts[query * p.gallery_parts + part];
+      const Candidate* const candidates = p.candidates + (query * p.gallery_parts + part) * p.capacity;
+      definition.each(
+          found, [&](int64_t j) { return candidates[j].row; },
+          [&](int64_t j, Settled s) { all[count + j] = {s.key, p.numbers ? p.numbers[s.row] : s.row + p.first_row}; });
+      count += found;
+      report.settled += found;
+    }
+    if (count > p.k) {
+      std::nth_element(+all, all + (p.k - 1), all + count, order);
+      count = p.k;
+    }
+    std::sort(+all, all + count, order);
+    for (int64_t j = 0; j < count; ++j) keys[j] = all[j].key, rows[j] = all[j].row;
+  }
 }
 
 }  // namespace

@@ -26,7 +26,8 @@ std::tuple<Tensor, Tensor> scan_count(const Tensor& queries, const Tensor& galle
                                       const Tensor& excluded_start, const Tensor& excluded) {
   const CountKernels& kernels = GF_CHOOSE_TABLE(scan_count);
   CountParams params{};
-  prepare(params, GF_CHOOSE_TABLE(scan), queries, gallery, metric);
+  params.gallery = matrix(gallery, "scan", "gallery");
+  use_queries(params, GF_CHOOSE_TABLE(scan), queries, metric);
   const int64_t q = params.queries.rows, n = params.gallery.rows, p = positives.size(0);
   params.start = pointer<int64_t>(positive_start);
   params.positives = rows_of(positive_start, positives, "positives", q, n);

@@ -15,8 +15,9 @@ void sort(const CountParams& p, int64_t begin, int64_t end) {
     Buffer<double> keys(largest);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = p.start[i], count = p.start[i + 1] - at;
+      definition.choose(i);
       for (int64_t j = 0; j < count; ++j) {
-        keys[j] = definition(i, p.positives[at + j]);
+        keys[j] = definition.key(p.positives[at + j]);
         if (!(keys[j] == keys[j])) keys[j] = 0;  // bad data is the scan's to report; an order needs numbers
         p.places[at + j] = j;
       }
@@ -35,7 +36,7 @@ void count(const CountParams& params, int64_t index, ScanReport& report) {
   const DefaultRounding rounding;
   const Task task(params, index);
   if (task.query_begin == task.query_end) return;
-  with_elements(params.gallery, [&]<class T>(const T*) { Scan<T, Counter<T>>(params, task, report).run(false); });
+  with_elements(params.gallery, [&]<class T>(const T*) { Scan<T, Counter<T>>(params, task, report).run(); });
 }
 
 void finish(const CountParams& p, int64_t begin, int64_t end) {
@@ -56,8 +57,9 @@ void finish(const CountParams& p, int64_t begin, int64_t end) {
           tally.before[j] += other.before[j];
         }
       }
+      definition.choose(i);
       for (int64_t j = p.excluded_start[i]; j < p.excluded_start[i + 1]; ++j) {
-        tally.add(keys, p.rows + at, count, definition(i, p.excluded[j]), p.excluded[j], -1);
+        tally.add(keys, p.rows + at, count, definition.key(p.excluded[j]), p.excluded[j], -1);
       }
       int64_t greater = 0, equal = 0, before = 0;  // of the positives of one key
       for (int64_t j = 0; j < count; ++j) {

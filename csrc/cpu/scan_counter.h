@@ -6,6 +6,7 @@
 #pragma once
 #include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
+#include "cpu/scan_keys.h"
 #include "cpu/scan_tally.h"
 
 namespace graceful_fast {
@@ -37,13 +38,14 @@ class Counter {
       room += room_of(count);
     }
   }
-  void end_seed() {}
+  static int64_t seeds(int64_t) { return 0; }
+  void end_seed(bool) {}
   static bool skips(int64_t, int64_t) { return false; }
 
   double floor(int64_t i) const {
     const State& state = states_[i];
     if (state.count == 0) return __builtin_inf();
-    const InScanUnits worst = in_scan_units(queries_[i], state.keys[state.count - 1], p_.metric);
+    const KeyInScan worst = key_in_scan(queries_[i], state.keys[state.count - 1], p_.metric);
     return worst.score - worst.error;
   }
 
@@ -51,7 +53,7 @@ class Counter {
   template <class Engine>
   void refresh(const Engine& engine) {
     for (int64_t i = 0; i < count_; ++i) {
-      const double error = engine.error(i);
+      const double error = engine.largest_error(i);
       if (states_[i].count > 0 && !(error <= states_[i].error && error >= states_[i].error / 2)) set_edges(i, error);
     }
   }
@@ -104,9 +106,9 @@ class Counter {
     state.error = error;
     const int64_t count = state.count;
     for (int64_t j = 0; j < count; ++j) {
-      const InScanUnits key = in_scan_units(queries_[i], state.keys[j], p_.metric);
-      state.upper[j] = at_least(key.score + key.error + error);
-      state.lower[j + 1] = at_most(key.score - key.error - error);
+      const KeyInScan key = key_in_scan(queries_[i], state.keys[j], p_.metric);
+      state.upper[j] = rounded_up(key.score + key.error + error);
+      state.lower[j + 1] = rounded_down(key.score - key.error - error);
     }
     state.lower[0] = __builtin_inff();
     for (int64_t j = count; j < room_of(count); ++j) state.upper[j] = -__builtin_inff();
@@ -193,13 +195,15 @@ class Counter {
   void settle(int64_t i, int64_t row) {
     State& state = states_[i];
     ++report_.settled;
-    state.tally.add(state.keys, state.rows, state.count, definition_(first_ + i, row), row, 1);
+    if (i != chosen_) definition_.choose(first_ + (chosen_ = i));
+    state.tally.add(state.keys, state.rows, state.count, definition_.key(row), row, 1);
   }
 
   const CountParams& p_;
   const Query* const queries_;
   const int64_t first_, count_, part_;
   Definition<T> definition_;
+  int64_t chosen_ = -1;  // the query of the definition
   Buffer<State> states_;
   Buffer<float> edges_;
   Buffer<uint32_t> grid_;

@@ -1,62 +1,64 @@
-// scan, the definition of a pair's score (math/settle.h), and where it lies among scan scores.
+// scan, the float64 definition of one query's scores (math/settle.h): what decides wherever scan scores cannot.
 #pragma once
 #include "cpu/buffer.h"
-#include "cpu/scan_measure.h"
+#include "cpu/scan.h"
 #include "math/settle.h"
 
 namespace graceful_fast {
 namespace {
 
-// Float64 scores, larger is better; many of one query in a row are the fastest.
+struct Settled {
+  double key;  // the definition; for l2 negated: larger is better
+  int64_t row;
+};
+
+inline bool better(const Settled& a, const Settled& b) { return a.key > b.key || (a.key == b.key && a.row < b.row); }
+
 template <class T>
 class Definition {
  public:
   explicit Definition(const ScanParams& params) : p_(params), query_(params.dim + 8) {}
 
-  double operator()(int64_t query, int64_t row) {
-    if (query != held_) hold(query);
-    const T* x = static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride;
+  void choose(int64_t query) {  // of params.queries
+    with_elements(p_.queries, [&](const auto* data) {
+      const auto* q = data + query * p_.queries.row_stride;
+      for (int64_t j = 0; j < p_.dim; ++j) query_[j] = double(widen(q[j]));
+      if (p_.metric == Metric::cosine) root_ = __builtin_sqrt(squared_norm(q, p_.dim));
+    });
+    for (int64_t j = p_.dim; j % 8; ++j) query_[j] = 0;
+  }
+
+  double key(int64_t row) const {
+    const T* x = gallery_row(row);
     if (p_.metric == Metric::l2) return -squared_distance<T>(query_, x, p_.dim);
     const double product = inner_product<T>(query_, x, p_.dim);
     return p_.metric == Metric::ip ? product : product / (root_ * __builtin_sqrt(squared_norm(x, p_.dim)));
   }
 
+  // `keys` of many rows: they lie anywhere, and the hardware follows a row by itself only after a few lines.
+  template <class RowOf, class Use>
+  void each(int64_t count, RowOf row_of, Use use) const {
+    constexpr int64_t kAhead = 4;  // rows: about the latency of memory over the time of one row
+    for (int64_t j = 0; j < count; ++j) {
+      if (j + kAhead < count) prefetch(gallery_row(row_of(j + kAhead)));
+      use(j, Settled{key(row_of(j)), row_of(j)});
+    }
+  }
+
  private:
-  void hold(int64_t query) {
-    with_elements(p_.queries, [&](const auto* data) {
-      const auto* q = data + query * p_.queries.row_stride;
-      for (int64_t j = 0; j < p_.dim; ++j) query_[j] = double(widen(q[j]));
-      root_ = __builtin_sqrt(squared_norm(q, p_.dim));
-    });
-    for (int64_t j = p_.dim; j % 8; ++j) query_[j] = 0;
-    held_ = query;
+  const T* gallery_row(int64_t row) const {
+    return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride;
+  }
+
+  void prefetch(const T* row) const {
+    const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 512);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
   }
 
   const ScanParams& p_;
   Buffer<double> query_;  // [dim], zeros up to a multiple of 8
-  double root_ = 0;
-  int64_t held_ = -1;
+  double root_ = 0;       // |q|, for cosine
 };
-
-// A key in the scan units of one query: within `error` of `score`.
-struct InScanUnits {
-  double score, error;
-};
-
-inline InScanUnits in_scan_units(const Query& query, double key, Metric metric) {
-  InScanUnits found{key * query.unit, 0x1p-100};
-  if (metric == Metric::l2) {
-    const double square = query.square * query.unit;
-    found.error += 0x1p-52 * (square - found.score);
-    found.score = (square + found.score) / 2;
-  }
-  if (!(__builtin_fabs(found.score) < 0x1p125) || !(query.norm <= kLargestNorm)) found = {0, __builtin_inf()};
-  return found;
-}
-
-// Rounded to float32 outwards, with more than the rounding of the argument's own arithmetic to spare.
-inline float at_most(double value) { return float(value - __builtin_fabs(value) * 0x1p-22 - 0x1p-100); }
-inline float at_least(double value) { return float(value + __builtin_fabs(value) * 0x1p-22 + 0x1p-100); }
 
 }  // namespace
 }  // namespace graceful_fast

@@ -8,9 +8,9 @@
 // An ending has
 //   double floor(i)              the score, in scan units, from which a row matters to query i
 //   take(engine, tile)           some scores; engine.error, engine.row, engine.raised serve it
-//   refresh(engine)              before each chunk
 //   skips(i, row)                nothing is wanted of queries from i on with rows up to this one
-//   begin(), end_seed()          after the queries are measured; after the rows that only raise floors
+//   begin(), refresh(engine)     before the scan, before each chunk
+//   seeds(rows), end_seed(whole) how many rows from all over to scan first, for a first floor; when that has ended
 #pragma once
 #include <type_traits>
 
@@ -25,10 +25,10 @@
 namespace graceful_fast {
 namespace {
 
-constexpr int64_t kDirect = 4;                   // packing costs about as much as the products of 8 queries
-constexpr int64_t kChunkBytes = 128 << 10;       // of packed rows: a quarter of the smallest L2 (512 KiB)
-constexpr int64_t kQueryBlockBytes = 192 << 10;  // of packed queries: they share that L2 with the chunk
-constexpr int64_t kMaxChunk = 1024;              // rows, for small D: limits are refreshed once a chunk
+constexpr int64_t kDirect = 4;                         // packing costs about as much as the products of 8 queries
+constexpr int64_t kChunkBytes = 128 << 10;             // of packed rows: a quarter of the smallest L2 (512 KiB)
+constexpr int64_t kQueryBlockBytes = 192 << 10;        // of packed queries: they share that L2 with the chunk
+constexpr int64_t kMaxChunk = 1024;                    // rows, for small D: limits are refreshed once a chunk
 constexpr int64_t kFirstRest = 8, kLongestRest = 128;  // chunks in float32 after one whose codes decided too little
 
 struct Task {
@@ -52,6 +52,7 @@ struct Task {
 struct Chunk {
   int64_t first, step, count;
   bool coded;
+  int64_t before;  // seeds scanned before these
 };
 
 // Scores of some queries with some rows of the chunk.
@@ -95,19 +96,20 @@ class Scan {
   Ending& ending() { return ending_; }
 
   // False on a bad query or row.
-  bool run(bool seed) {
+  bool run() {
     if (!pack_queries()) return false;
     ending_.begin();
-    if (seed && !scan_seed()) return false;
+    scan_seed();
     int64_t rest = 0, next_rest = kFirstRest;
     for (int64_t row = task_.row_begin; row < task_.row_end; row += chunk.count) {
       const bool coded = p_.coded && rest == 0;
       rest -= rest > 0;
-      chunk = {row, 1, least(coded ? coded_chunk_ : chunk_, task_.row_end - row), coded};
+      chunk = {row, 1, least(coded ? coded_chunk_ : chunk_, task_.row_end - row), coded, 0};
       if (!scan_chunk()) return false;
       (coded ? report_.coded_rows : report_.plain_rows) += chunk.count;
       if (coded && row > task_.row_begin) {
-        const bool too_little = offered_ > chunk.count * count_ * p_.dim / 4096;  // where float32 would be cheaper
+        const bool too_little =
+            p_.gallery.data && offered_ > chunk.count * count_ * p_.dim / 1024;  // where float32 would be cheaper
         rest = too_little ? next_rest : 0;
         next_rest = too_little ? least(2 * next_rest, kLongestRest) : kFirstRest;
       }
@@ -135,8 +137,16 @@ class Scan {
 
   double largest() const { return largest_; }  // norm in the chunk, in scan units
 
-  // The same with any row of the chunk, in float32.
-  double error(int64_t i) const { return bound_.error(queries_[i].norm, largest_) * (1 + 0x1p-22); }
+  // No error of the chunk is greater for query i.
+  double largest_error(int64_t i) const {
+    const Query& query = queries_[i];
+    double error = bound_.error(query.norm, largest_) * (1 + 0x1p-22);
+    if (chunk.coded) {
+      if (largest_ == __builtin_inf() || query.norm == __builtin_inf()) return __builtin_inf();
+      error += query.coded * largest_residual_ + (query.residual + squares_slack() * largest_) * largest_;
+    }
+    return error;
+  }
 
   void raised(int64_t i) {  // the floor of query i has risen
     const double limit = ending_.floor(i) - bound_.error(queries_[i].norm, largest_);
@@ -147,8 +157,8 @@ class Scan {
     const Query& query = queries_[i];
     const double unit = in_place_ ? 1 : query.step;  // a tile's scores are over the query's own scale
     const double less = (even_ ? query.residual * largest_ : 0) + squares_slack() * largest_ * largest_;
-    limits_[i] = query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff()
-                                                                              : below((limit - less) / unit);
+    limits_[i] =
+        query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff() : below((limit - less) / unit);
   }
 
  private:
@@ -228,16 +238,18 @@ class Scan {
 
   // Rows from all over the task's range, for a first idea of the scores: it only raises floors. The order of a gallery
   // can be the worst one, each row better than the last.
-  bool scan_seed() {
-    const int64_t rows = task_.row_end - task_.row_begin;
-    if (rows < 16 * chunk_) return true;
-    for (int64_t done = 0, chunks = most(1, rows / 64 / chunk_); done < chunks; ++done) {
-      const int64_t step = rows / (chunks * chunk_);
-      chunk = {task_.row_begin + done * chunk_ * step, step, chunk_, false};
-      if (!scan_chunk()) return false;
+  void scan_seed() {
+    const int64_t rows = task_.row_end - task_.row_begin, seeds = ending_.seeds(rows);
+    for (int64_t done = 0; done < seeds; done += chunk.count) {
+      const int64_t step = rows / seeds;
+      chunk = {task_.row_begin + done * step, step, least(p_.coded ? coded_chunk_ : chunk_, seeds - done), p_.coded,
+               done};
+      if (!scan_chunk()) {  // the scan itself will tell the first bad row
+        report_.row = -1;
+        return ending_.end_seed(false);
+      }
     }
-    ending_.end_seed();
-    return true;
+    ending_.end_seed(true);
   }
 
   bool scan_chunk() {
@@ -246,7 +258,7 @@ class Scan {
     if (!(chunk.coded ? pack_codes() : pack_rows())) return false;
     refresh_limits();
     scan_packed();
-    return true;
+    return !report_.overflow;
   }
 
   // False on a bad row.
@@ -333,8 +345,9 @@ class Scan {
 
   void refresh_limits() {
     double smallest = __builtin_inf();
-    largest_ = 0x1p-100;
+    largest_ = 0x1p-100, largest_residual_ = 0;
     for (int64_t j = 0; j < chunk.count; ++j) {
+      if (chunk.coded && residual(j) > largest_residual_) largest_residual_ = residual(j);
       if (norms_[j] > largest_) largest_ = norms_[j];
       if (norms_[j] < smallest) smallest = norms_[j];
     }
@@ -356,13 +369,12 @@ class Scan {
         for (int64_t panel = begin; panel < least(begin + block, panels_); ++panel) {
           const int64_t query = panel * kM;
           if (ending_.skips(query, row(slot + kN - 1))) continue;
-          const bool any =
-              !chunk.coded ? tile(packed_ + query * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot,
-                                  limits_ + query, scores, reached)
-              : even_      ? code_tile<true>(coded_ + query * words, codes + slot * words, words, queries, query, rows,
-                                             slot, scores, reached)
-                           : code_tile<false>(coded_ + query * words, codes + slot * words, words, queries, query, rows,
-                                              slot, scores, reached);
+          const bool any = !chunk.coded ? tile(packed_ + query * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot,
+                                               limits_ + query, scores, reached)
+                           : even_      ? code_tile<true>(coded_ + query * words, codes + slot * words, words, queries,
+                                                          query, rows, slot, scores, reached)
+                                        : code_tile<false>(coded_ + query * words, codes + slot * words, words, queries,
+                                                           query, rows, slot, scores, reached);
           if (any) offer({query, least(kM, count_ - query), slot, least(kN, chunk.count - slot), scores, reached});
         }
       }
@@ -394,7 +406,7 @@ class Scan {
               most = fma(broadcast(float(queries_[i].coded)), load<Floats>(fact(1) + at), most);
               most = fma(broadcast(float(queries_[i].residual)), load<Floats>(fact(2) + at), most);
             }
-            reached |= bits(most >= broadcast(limits_[i])) << half * kFloats;
+            reached |= bits(at_least(most, broadcast(limits_[i]))) << half * kFloats;
           }
         } else {
           reached = ~uint32_t(0);  // the ending weighs each by its own error
@@ -470,13 +482,14 @@ class Scan {
       for (int64_t i = 0; i < count_; ++i) {
         code_dots(reinterpret_cast<const int8_t*>(coded_ + i * words), lines, stride_, origins_[i], products);
         for (int64_t j = 0; j < columns; ++j) {
-          scores_[i * slots() + slot + j] = float(products[j]) * fact(0)[slot + j] * float(queries_[i].step) + starts_[slot + j];
+          scores_[i * slots() + slot + j] =
+              float(products[j]) * fact(0)[slot + j] * float(queries_[i].step) + starts_[slot + j];
         }
       }
     }
     refresh_limits();
     offer_in_place();
-    return true;
+    return !report_.overflow;
   }
 
   const ScanParams& p_;
@@ -487,7 +500,7 @@ class Scan {
   const Bound bound_;
   ScanReport& report_;
   Buffer<Query> queries_;
-  Buffer<float> packed_;  // [panels][dim][kM]; in place [count][dim]
+  Buffer<float> packed_;   // [panels][dim][kM]; in place [count][dim]
   Buffer<int32_t> coded_;  // [panels][words][kM]; in place [count][words]
   Buffer<float> rows_, scaled_;
   Buffer<int8_t> codes_;
@@ -495,13 +508,14 @@ class Scan {
   Buffer<float> weights_;  // [4][panels * kM] CodedQueries but the limits
   Buffer<int32_t> origins_;
   Buffer<float> starts_;
-  Buffer<float> facts_;    // [3][slots] scale, residual, norm of the chunk's rows
+  Buffer<float> facts_;  // [3][slots] scale, residual, norm of the chunk's rows
   Buffer<double> norms_;
-  Buffer<float> scores_;   // in place [count][slots]
+  Buffer<float> scores_;  // in place [count][slots]
   Ending ending_;
-  double largest_ = 0;     // norm in the chunk
-  bool even_ = false;      // the chunk's norms differ by less than a factor of 2 and rows start at 0
-  int64_t offered_ = 0;    // scores of the chunk that reached a limit
+  double largest_residual_ = 0;
+  double largest_ = 0;   // norm in the chunk
+  bool even_ = false;    // the chunk's norms differ by less than a factor of 2 and rows start at 0
+  int64_t offered_ = 0;  // scores of the chunk that reached a limit
 };
 
 }  // namespace

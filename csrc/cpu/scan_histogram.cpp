@@ -30,7 +30,8 @@ struct AllPairs {
       : counts(empty({2, bins}, ScalarType::Long)),
         kinds(empty({capacity}, ScalarType::Byte)),
         kept(empty({1}, ScalarType::Long)) {
-    prepare(params, GF_CHOOSE_TABLE(scan), a, b, metric);
+    params.gallery = matrix(b, "scan", "b");
+  use_queries(params, GF_CHOOSE_TABLE(scan), a, metric);
     const int64_t q = params.queries.rows, n = params.gallery.rows;
     GF_CHECK(bins >= 4 && bins <= int64_t(1) << 20 && capacity >= 0, "scan", "bins: expected 4 to 2^20, got ", bins);
     GF_CHECK(bool(a_ids) == bool(b_ids), "scan", "expected ids of both sides or of none");
@@ -110,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_between(
 
 Tensor scan_pairs(const Tensor& a, const Tensor& b, int64_t metric, const Tensor& rows, const Tensor& columns) {
   ScanParams params{};
-  prepare(params, GF_CHOOSE_TABLE(scan), a, b, metric);
+  params.gallery = matrix(b, "scan", "b");
+  use_queries(params, GF_CHOOSE_TABLE(scan), a, metric);
   const int64_t count = rows.size(0);
   const int64_t *row = labels(rows, "rows", count), *column = labels(columns, "columns", count);
   const auto below = [count](const int64_t* values, int64_t limit) {

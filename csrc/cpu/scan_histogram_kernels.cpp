@@ -20,7 +20,7 @@ void histogram(const HistogramParams& params, int64_t index, ScanReport& report)
   if (empty(params, task)) return;
   with_elements(params.gallery, [&]<class T>(const T*) {
     Scan<T, Histogrammer<T>> scan(params, task, report);
-    if (scan.run(false)) params.margins[index] = scan.ending().finish();
+    if (scan.run()) params.margins[index] = scan.ending().finish();
   });
 }
 
@@ -30,7 +30,7 @@ void between(const BetweenParams& params, int64_t index, ScanReport& report) {
   if (empty(params, task)) return;
   with_elements(params.gallery, [&]<class T>(const T*) {
     Scan<T, Sieve<T>> scan(params, task, report);
-    if (scan.run(false)) scan.ending().finish();
+    if (scan.run()) scan.ending().finish();
   });
 }
 
@@ -38,7 +38,10 @@ void pairs(const ScanParams& params, const int64_t* rows, const int64_t* columns
   const DefaultRounding rounding;
   with_elements(params.gallery, [&]<class T>(const T*) {
     Definition<T> definition(params);
-    for (int64_t i = 0; i < count; ++i) keys[i] = definition(rows[i], columns[i]);
+    for (int64_t i = 0; i < count; ++i) {
+      if (i == 0 || rows[i] != rows[i - 1]) definition.choose(rows[i]);
+      keys[i] = definition.key(columns[i]);
+    }
   });
 }
 

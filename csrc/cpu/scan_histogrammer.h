@@ -28,7 +28,8 @@ class Histogrammer {
       lines_[i] = usable ? Line{slope, offset, float(slope), float(offset)} : Line{__builtin_inf(), 0, 0, 0};
     }
   }
-  void end_seed() {}
+  static int64_t seeds(int64_t) { return 0; }
+  void end_seed(bool) {}
   double floor(int64_t) const { return -__builtin_inf(); }
   bool skips(int64_t i, int64_t row) const { return p_.within && row <= first_ + i; }
 
@@ -39,7 +40,7 @@ class Histogrammer {
       // Slope, offset, the sum and the bin's edge are rounded to float32 and no score exceeds the square of the norms.
       const double reach = queries_[i].norm + engine.largest();
       const double rounding = lines_[i].slope * reach * reach + __builtin_fabs(lines_[i].offset) + double(p_.bins);
-      const double margin = engine.error(i) * lines_[i].slope + 0x1p-22 * rounding;
+      const double margin = engine.largest_error(i) * lines_[i].slope + 0x1p-22 * rounding;
       if (!(margin <= margin_)) margin_ = margin < __builtin_inf() ? margin : __builtin_inf();
     }
   }

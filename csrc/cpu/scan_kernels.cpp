@@ -12,36 +12,18 @@ void collect(const CollectParams& params, int64_t index, ScanReport& report) {
   if (task.query_begin == task.query_end) return;
   with_elements(params.gallery, [&]<class T>(const T*) {
     Scan<T, Collector<T>> scan(params, task, report);
-    if (scan.run(true)) scan.ending().finish(task.part);
+    if (scan.run()) scan.ending().finish();
   });
 }
 
-// The k best of what earlier blocks and all parts have found.
-void merge(const CollectParams& p, int64_t query, double* keys, int64_t* rows) {
-  struct List {
-    const double* keys;
-    const int64_t* rows;
-    int64_t next;
-  };
-  Buffer<List> lists(p.gallery_parts + 1);
-  lists[0] = {p.best_keys + query * p.k, p.best_rows + query * p.k, 0};
-  for (int64_t part = 0; part < p.gallery_parts; ++part) {
-    const int64_t at = (query * p.gallery_parts + part) * p.k;
-    lists[part + 1] = {p.keys + at, p.rows + at, 0};
-  }
-  for (int64_t j = 0; j < p.k; ++j) {
-    Settled best{-__builtin_inf(), -1};
-    List* from = nullptr;
-    for (int64_t part = 0; part <= p.gallery_parts; ++part) {
-      List& list = lists[part];
-      if (list.next == p.k || list.rows[list.next] < 0) continue;
-      const Settled first{list.keys[list.next], list.rows[list.next]};
-      if (!from || better(first, best)) best = first, from = &list;
-    }
-    if (from) ++from->next;
-    keys[j] = best.key;
-    rows[j] = best.row;
-  }
+void trim_query(const CollectParams& params, int64_t query) {
+  const DefaultRounding rounding;
+  trim(params, query);
+}
+
+void settle(const CollectParams& params, int64_t begin, int64_t end, ScanReport& report) {
+  const DefaultRounding rounding;
+  with_elements(params.gallery, [&]<class T>(const T*) { settle_queries<T>(params, begin, end, report); });
 }
 
 int64_t quantize(const Matrix& matrix, int64_t begin, int64_t end, int8_t* codes, float* facts, Fault& fault) {
@@ -70,6 +52,7 @@ int64_t quantize(const Matrix& matrix, int64_t begin, int64_t end, int8_t* codes
 
 }  // namespace
 
-extern const ScanKernels GF_TABLE(scan) = {typical_scale, collect, merge, quantize};
+extern const ScanKernels GF_TABLE(scan) = {typical_scale, typical_scale_of_codes, collect, trim_query, settle,
+                                           quantize};
 
 }  // namespace graceful_fast

@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/rounding.h"
 #include "cpu/buffer.h"
+#include "cpu/rounding.h"
 #include "cpu/scan.h"
 #include "math/bound.h"
 #include "math/settle.h"
@@ -36,6 +36,16 @@ inline double typical_scale(const Matrix& rows, int64_t dim) {
     }
     return scale_of(largest);
   });
+}
+
+inline double typical_scale_of_codes(const Codes& codes, int64_t rows) {
+  constexpr int64_t kSamples = 64;
+  double largest = 0;
+  for (int64_t s = 0; s < least(kSamples, rows); ++s) {
+    const double norm = codes.facts[(rows <= kSamples ? s : s * (rows / kSamples)) * kFacts + 2];
+    if (norm > largest && norm < __builtin_inf()) largest = norm;
+  }
+  return scale_of(largest * largest);
 }
 
 template <class T>

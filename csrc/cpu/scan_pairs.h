@@ -1,6 +1,5 @@
 // scan, what the endings over all pairs share: which pairs count, which are genuine, and where those to keep go.
 #pragma once
-#include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
 #include "cpu/scan_histogram.h"
 

@@ -1,6 +1,8 @@
 // scan, the ending `between`: the pairs whose exact score may lie between two keys, settled, counted and kept; of all
 // others only how many lie below and above.
 #pragma once
+#include "cpu/scan_definition.h"
+#include "cpu/scan_keys.h"
 #include "cpu/scan_pairs.h"
 
 namespace graceful_fast {
@@ -34,7 +36,8 @@ class Sieve {
         report_(report) {}
 
   void begin() {}
-  void end_seed() {}
+  static int64_t seeds(int64_t) { return 0; }
+  void end_seed(bool) {}
   double floor(int64_t) const { return -__builtin_inf(); }
   bool skips(int64_t i, int64_t row) const { return p_.within && row <= first_ + i; }
 
@@ -45,10 +48,10 @@ class Sieve {
     const bool open = uint64_t(ordered(kLargest)) - uint64_t(p_.lowest) < values;
     const double low = unordered(p_.lowest), high = open ? kLargest : unordered(p_.lowest + int64_t(values - 1));
     for (int64_t i = 0; i < count_; ++i) {
-      const InScanUnits from = in_scan_units(queries_[i], low, p_.metric);
-      const InScanUnits to = in_scan_units(queries_[i], high, p_.metric);
-      limits_[2 * i] = at_most(from.score - from.error - engine.error(i));
-      limits_[2 * i + 1] = at_least(to.score + to.error + engine.error(i));
+      const KeyInScan from = key_in_scan(queries_[i], low, p_.metric);
+      const KeyInScan to = key_in_scan(queries_[i], high, p_.metric);
+      limits_[2 * i] = rounded_down(from.score - from.error - engine.largest_error(i));
+      limits_[2 * i + 1] = rounded_up(to.score + to.error + engine.largest_error(i));
     }
   }
 
@@ -96,7 +99,8 @@ class Sieve {
   }
 
   void settle(int64_t query, int64_t row, uint32_t genuine) {
-    const double key = definition_(query, row);
+    if (query != chosen_) definition_.choose(chosen_ = query);
+    const double key = definition_.key(row);
     const int64_t value = ordered(key), last = p_.bins - 1;
     const uint64_t place = (uint64_t(value) - uint64_t(p_.lowest)) >> p_.shift;
     const int64_t bin = value < p_.lowest ? 0 : place >= uint64_t(last - 1) ? last : int64_t(place) + 1;
@@ -109,6 +113,7 @@ class Sieve {
   const Query* const queries_;
   const int64_t first_, count_;
   Definition<T> definition_;
+  int64_t chosen_ = -1;  // the query of the definition
   Bins bins_;
   Kept<Item> kept_;
   Buffer<float> limits_;  // [count, 2] scores below the first are surely below the range, above the second above it

@@ -18,21 +18,31 @@ constexpr int kM = kVectorBytes == 64 ? 14 : 6;
 #endif
 constexpr int kN = 2 * kFloats;
 
-inline __attribute__((always_inline)) Floats broadcast(float x) { return x - Floats{}; }
+GF_INLINE Floats broadcast(float x) { return x - Floats{}; }
 
-inline __attribute__((always_inline)) uint32_t bits(Ints mask) {  // bit i: lane i is set
+// Which lanes reach a limit: a mask where the machine has registers for them.
 #if defined(GF_AVX512)
-  return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(GF_AVX2)
-  return uint32_t(_mm256_movemask_ps((__m256)mask));
+using Reach = __mmask16;
+GF_INLINE Reach at_least(Floats v, Floats limit) { return _mm512_cmp_ps_mask((__m512)v, (__m512)limit, _CMP_GE_OQ); }
+GF_INLINE Reach either(Reach a, Reach b) { return _kor_mask16(a, b); }
+GF_INLINE uint32_t bits(Reach reach) { return reach; }
+GF_INLINE uint32_t bits(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
+#else
+using Reach = Ints;
+GF_INLINE Reach at_least(Floats v, Floats limit) { return v >= limit; }
+GF_INLINE Reach either(Reach a, Reach b) { return a | b; }
+GF_INLINE uint32_t bits(Reach reach) {  // bit i: lane i is set
+#if defined(GF_AVX2)
+  return uint32_t(_mm256_movemask_ps((__m256)reach));
 #elif defined(GF_SSE)
-  return uint32_t(_mm_movemask_ps((__m128)mask));
+  return uint32_t(_mm_movemask_ps((__m128)reach));
 #else
   uint32_t result = 0;
-  for (int i = 0; i < kFloats; ++i) result |= uint32_t(mask[i] & 1) << i;
+  for (int i = 0; i < kFloats; ++i) result |= uint32_t(reach[i] & 1) << i;
   return result;
 #endif
 }
+#endif
 
 // scores[r][j] = start[j] + sum_i queries[i][r] rows[i][j]; bit j of reached[r]: it reaches the threshold of query r.
 // False, and nothing is stored, if none does.
@@ -54,17 +64,17 @@ inline bool tile(const float* queries, const float* rows, int64_t dim, const flo
     queries += kM;
     rows += kN;
   }
-  Ints any = {};
+  Reach any{};
 #pragma GCC unroll 16
   for (int r = 0; r < kM; ++r) {
     const Floats limit = broadcast(threshold[r]);
-    any |= (sums[r][0] >= limit) | (sums[r][1] >= limit);
+    any = either(any, either(at_least(sums[r][0], limit), at_least(sums[r][1], limit)));
   }
   if (bits(any) == 0) return false;
 #pragma GCC unroll 16
   for (int r = 0; r < kM; ++r) {
     const Floats limit = broadcast(threshold[r]);
-    reached[r] = bits(sums[r][0] >= limit) | bits(sums[r][1] >= limit) << kFloats;
+    reached[r] = bits(at_least(sums[r][0], limit)) | bits(at_least(sums[r][1], limit)) << kFloats;
     store(scores + r * kN, sums[r][0]);
     store(scores + r * kN + kFloats, sums[r][1]);
   }
@@ -72,7 +82,7 @@ inline bool tile(const float* queries, const float* rows, int64_t dim, const flo
 }
 
 template <class T, int lanes>
-inline __attribute__((always_inline)) T sum(Lanes<T, lanes> v) {
+GF_INLINE T sum(Lanes<T, lanes> v) {
   if constexpr (lanes == 2) {
     return v[0] + v[1];
   } else {

@@ -162,7 +162,8 @@ struct RowPart {
 };
 constexpr int kRowPart = sizeof(RowPart) / sizeof(double);
 
-// Which formulas hold for every class of a row: all |d| and |u| at most kSmall, all |d|, or neither.
+// Which formulas hold for every class of a row: all |d| and -u at most kSmall, all |d|, or neither. No u is above 0:
+// the old frame is the greatest of the old logits.
 enum class Path { calm, near, far };
 constexpr double kSmall = 0.5;  // where the polynomials of cpu/exp.h hold
 

@@ -1,0 +1,214 @@
+"""A search over a gallery's blocks: read once, in order, within a limit of memory, from where it was stopped."""
+
+import hashlib
+import os
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._arrays import bytes_of
+from ._checkpoint import Checkpoint
+from ._progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from ._ops import ScanStatus
+    from .gallery import Gallery
+
+_BLOCK_BYTES = 64 << 20
+"""Of a block where no limit is given: long enough to forget what a block costs, short beside any memory."""
+_FEWEST_ROWS = 256
+"""A block of fewer rows would cost more in packing the queries than in products."""
+
+
+class Labels(NamedTuple):
+    """Ids or groups of queries and gallery, or None of both."""
+
+    of_queries: "torch.Tensor | None" = None
+    of_gallery: "torch.Tensor | None" = None
+
+    def block(self, first: int, end: int) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
+        """Those of all queries and of the gallery's rows first .. end - 1."""
+        return self.of_queries, None if self.of_gallery is None else self.of_gallery[first:end]
+
+
+class Search(NamedTuple):
+    """Queries, and what they look for."""
+
+    queries: "torch.Tensor"
+    k: int
+    metric: str
+    ids: Labels
+    groups: Labels
+    coded: bool  # make codes of 8 bits of rows that have none
+    prepared: bool  # scan the codes that the gallery has
+
+
+class BlockPlan(NamedTuple):
+    """How much of the gallery is in memory at once."""
+
+    rows: int
+    candidate_bytes: int
+
+
+def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *, whole: bool) -> BlockPlan:
+    """The largest blocks within the limit; ValueError if it has no room for the queries and the smallest block.
+
+    `whole`: rows in memory are one block.
+    """
+    from ._ops import CANDIDATE_BYTES, code_stride, threads
+
+    count, dim = search.queries.shape
+    itemsize = gallery.dtype.itemsize
+    if gallery.array is not None and memory_limit is None and whole:
+        return BlockPlan(max(1, len(gallery)), CANDIDATE_BYTES)
+    stride = code_stride(dim)
+    # Two blocks are in memory, one being read; bytes become float32 for the scan. Of codes also the facts, and the
+    # originals of whatever is listed: at worst the whole block, and again float32 for the scan.
+    as_floats = 4 * dim if itemsize == 1 else 0
+    row_bytes = 2 * dim * itemsize + as_floats
+    if search.prepared:
+        row_bytes += 2 * (stride + 12)
+    if memory_limit is None:
+        return BlockPlan(max(_FEWEST_ROWS, _BLOCK_BYTES // (dim * itemsize)), CANDIDATE_BYTES)
+    # Packed queries for each thread; the best so far in three forms; the scan's panels and first floors.
+    fixed = count * (threads() * (4 * dim + stride + 100) + 40 * search.k) + threads() * (10 << 20)
+    least = 6 * 16 * count * (search.k + 32)  # candidates, the list made of them, and its sorting
+    needed = fixed + least + _FEWEST_ROWS * row_bytes
+    if memory_limit < needed:
+        raise ValueError(
+            f"memory_limit: expected at least {needed} bytes for {count} queries of dim {dim} and k = {search.k}, "
+            f"got {memory_limit}"
+        )
+    candidates = max(least, min(6 * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
+    rows = (memory_limit - fixed - candidates) // row_bytes
+    return BlockPlan(max(_FEWEST_ROWS, min(rows, _BLOCK_BYTES // (dim * itemsize))), candidates // 6)
+
+
+def search_blocks(
+    search: Search,
+    gallery: "Gallery",
+    keys: "torch.Tensor",
+    rows: "torch.Tensor",
+    plan: BlockPlan,
+    progress: Progress,
+    checkpoint: str | os.PathLike[str] | None,
+) -> "Generator[tuple[int, ScanStatus], None, None]":
+    """Bring all rows into `keys` and `rows`, the best so far; yields (first row, status) of each scan of a block.
+
+    Whoever iterates checks the status; what was brought in before stays in the checkpoint.
+    """
+    state = [keys, rows]
+    total = len(gallery)
+    saved = Checkpoint(checkpoint, work_of(search, gallery)) if checkpoint is not None else None
+    position = done = saved.load(state) if saved else 0
+    progress(done, total)
+    try:
+        for first, end, status in _Scan(search, gallery, keys, rows, plan).run(position):
+            done = end
+            yield first, status
+            if saved:
+                saved.save(done, state, now=done == total)
+            progress(done, total)
+    except (OSError, ValueError, GeneratorExit):
+        # From reading, or from whoever iterates: the state is that of `done`. After an interrupt it may be ahead.
+        if saved and done > position:
+            saved.save(done, state, now=True)
+        raise
+
+
+class _Scan:
+    """The scans of blocks; all bring their rows into `keys` and `rows`."""
+
+    def __init__(
+        self, search: Search, gallery: "Gallery", keys: "torch.Tensor", rows: "torch.Tensor", plan: BlockPlan
+    ) -> None:
+        self._search, self._gallery, self._keys, self._rows, self._plan = search, gallery, keys, rows, plan
+
+    def run(self, start: int) -> "Generator[tuple[int, int, ScanStatus], None, None]":
+        """(first row, end, status) of each scan of a block; rows before `end` are in, the block's if all went well."""
+        if not self._search.prepared or self._gallery.codes is None:
+            yield from self._plain(start, len(self._gallery))
+            return
+        with closing(self._gallery.codes.blocks(self._plan.rows, start)) as blocks:
+            for first, codes, facts in blocks:
+                end = first + len(codes)
+                if self._gallery.array is not None:
+                    status = self._collect(first, self._gallery.array[first:end], (codes, facts))
+                    yield first, first if status.bad else end, status
+                    continue
+                status = self._shortlist(first, (codes, facts))
+                yield first, first if status.gave_up or status.bad else end, status
+                if status.gave_up:  # near-duplicates: more rows lie within the codes' bound than there is room for
+                    yield from self._plain(first, end)
+
+    def _plain(self, start: int, stop: int) -> "Generator[tuple[int, int, ScanStatus], None, None]":
+        with closing(self._gallery.blocks(self._plan.rows, start, stop)) as blocks:
+            for first, block in blocks:
+                status = self._collect(first, block, None)
+                yield first, first if status.bad else first + len(block), status
+
+    def _collect(
+        self, first: int, block: "torch.Tensor", codes: "tuple[torch.Tensor, torch.Tensor] | None"
+    ) -> "ScanStatus":
+        from . import _ops
+        from .search import as_floats
+
+        search, end = self._search, first + len(block)
+        return _ops.scan_collect(
+            search.queries,
+            as_floats(block),
+            self._keys,
+            self._rows,
+            search.metric,
+            first_row=first,
+            codes=codes,
+            ids=search.ids.block(first, end),
+            groups=search.groups.block(first, end),
+            coded=search.coded,
+            candidate_bytes=self._plan.candidate_bytes,
+        )
+
+    def _shortlist(self, first: int, codes: "tuple[torch.Tensor, torch.Tensor]") -> "ScanStatus":
+        from . import _ops
+        from .search import as_floats
+
+        search, end = self._search, first + len(codes[0])
+        offsets, listed, status = _ops.scan_shortlist(
+            search.queries,
+            codes,
+            self._keys,
+            self._rows,
+            search.metric,
+            ids=search.ids.block(first, end),
+            groups=search.groups.block(first, end),
+            candidate_bytes=self._plan.candidate_bytes,
+        )
+        if status.bad or status.gave_up:
+            return status
+        wanted, places = listed.unique(return_inverse=True)
+        wanted += first
+        taken = as_floats(self._gallery.take(wanted.numpy()))
+        settled = _ops.scan_settle(
+            search.queries, taken, wanted, offsets, places, self._keys, self._rows, search.metric
+        ).settled
+        return status._replace(settled=settled)
+
+
+def work_of(search: Search, gallery: "Gallery") -> dict[str, Any]:
+    """What a checkpoint belongs to: any difference would change the answer."""
+    labels = [*search.ids, *search.groups]
+    return {
+        "queries": _fingerprint(search.queries),
+        "gallery": gallery.fingerprint(),
+        "k": search.k,
+        "metric": search.metric,
+        "ids and groups": [None if tensor is None else _fingerprint(tensor) for tensor in labels],
+    }
+
+
+def _fingerprint(tensor: "torch.Tensor") -> str:
+    checksum = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    checksum.update(bytes_of(tensor))
+    return checksum.hexdigest()[:32]
