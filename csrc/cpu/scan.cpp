@@ -134,7 +134,7 @@ Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::opt
   params.coded = (coded || params.codes.data) && params.dim <= kLargestCodedDim;
   Tensor status = new_status();
   if (params.queries.rows == 0 || params.gallery.rows == 0) return status;
-  Collection found(params, kernels, params.coded ? 6 : 2, params.coded ? 128 : 32, candidate_bytes);
+  Collection found(params, kernels, params.coded ? 16 : 2, params.coded ? 128 : 32, candidate_bytes);
   int64_t* const state = mutable_pointer<int64_t>(status);
   if (found.scan(state)) settle(params, kernels, state);
   return status;
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_shortlist(const Tensor& queries, const T
   int64_t* const offset = mutable_pointer<int64_t>(offsets);
   std::fill_n(offset, q + 1, 0);
   if (q == 0 || params.gallery.rows == 0) return {offsets, empty({0}, ScalarType::Long), status};
-  Collection found(params, kernels, 8, 1024, candidate_bytes);
+  Collection found(params, kernels, 16, 1024, candidate_bytes);
   const bool whole = found.scan(mutable_pointer<int64_t>(status));
   for (int64_t i = 0; whole && i < q; ++i) {
     offset[i + 1] = offset[i];

@@ -262,6 +262,70 @@ class Collector {
   ScanReport& report_;
 };
 
+// A query as codes of twice 8 bits, for the candidates that codes of 8 bits leave: with t b + u a + g for it and s c +
+// e for a row, the score t s <b, c> + u s <a, c> is off by |t b + u a| |e| + |g| |row| at most, half of what it was.
+class FineQuery {
+ public:
+  FineQuery(const CollectParams& params, int64_t query)
+      : p_(params),
+        stride_(code_stride(params.dim)),
+        scaled_(stride_),
+        codes_(2 * stride_),
+        bound_(params.dim, params.metric == Metric::l2, false) {
+    with_elements(p_.queries, [&](const auto* data) {
+      const auto* q = data + query * p_.queries.row_stride;
+      double scale;
+      query_ = measure_query(squared_norm(q, p_.dim), p_, scale);
+      scale_row(q, p_.dim, scale, scaled_, stride_);
+    });
+    float rest = 0;
+    for (int plane = 0; plane < 2; ++plane) {
+      int8_t* const codes = codes_ + plane * stride_;
+      steps_[plane] = quantize_row(scaled_, stride_, kQueryLevels, codes, rest);
+      int32_t total = 0;
+      for (int64_t i = 0; i < stride_; ++i) {
+        total += codes[i];
+        scaled_[i] = float(double(scaled_[i]) - double(steps_[plane]) * codes[i]);
+      }
+      origins_[plane] = -kLift * total;
+    }
+    // Rests were rounded to float32 once: 2^-24 of them, far within the slack.
+    rest_ = rest * (1 + kCodedSlack) + kCodedSlack * query_.norm;
+    length_ = (query_.norm + rest) * (1 + kCodedSlack);
+  }
+
+  // Up to four candidates, finer.
+  void refine(Candidate* candidates, int64_t count) const {
+    if (query_.norm == __builtin_inf()) return;
+    const int8_t* lines[4];
+    int32_t products[2][4];
+    for (int64_t j = 0; j < 4; ++j) lines[j] = p_.codes.data + candidates[least(j, count - 1)].row * p_.codes.stride;
+    for (int plane = 0; plane < 2; ++plane) {
+      code_dots(codes_ + plane * stride_, lines, stride_, origins_[plane], products[plane]);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const CodedRow row = coded_row(p_, candidates[j].row);
+      if (row.norm == __builtin_inf()) continue;
+      const double product = double(steps_[0]) * products[0][j] + double(steps_[1]) * products[1][j];
+      const double score = product * row.scale + row.start;
+      const double error = length_ * row.residual + (rest_ + squares_slack(p_.metric) * row.norm) * row.norm +
+                           bound_.error(query_.norm, row.norm) + 0x1p-23 * __builtin_fabs(score);
+      if (error < candidates[j].error) candidates[j] = {float(score), above(error), candidates[j].row};
+    }
+  }
+
+ private:
+  const CollectParams& p_;
+  const int64_t stride_;
+  Buffer<float> scaled_;
+  Buffer<int8_t> codes_;  // [2][stride]
+  const Bound bound_;
+  Query query_;
+  float steps_[2];
+  int32_t origins_[2];
+  double rest_, length_;
+};
+
 // The parts' candidates of a query by the floor that all of them give together.
 inline void trim(const CollectParams& p, int64_t query) {
   Candidate* const candidates = p.candidates + query * p.gallery_parts * p.capacity;
@@ -269,14 +333,27 @@ inline void trim(const CollectParams& p, int64_t query) {
   int64_t total = 0;
   for (int64_t part = 0; part < p.gallery_parts; ++part) total += counts[part];
   Buffer<float> bounds(total + kFloats);
-  int64_t at = 0;
+  const auto drop = [&] {
+    int64_t at = 0;
+    for (int64_t part = 0; part < p.gallery_parts; ++part) {
+      for (int64_t j = 0; j < counts[part]; ++j) bounds[at++] = lowest_float(candidates[part * p.capacity + j]);
+    }
+    const double joint = kth_bound(bounds, at, p.k), floor = joint > p.floor[query] ? joint : p.floor[query];
+    p.floor[query] = floor;
+    total = 0;
+    for (int64_t part = 0; part < p.gallery_parts; ++part) {
+      counts[part] = drop_below(floor, candidates + part * p.capacity, counts[part]);
+      total += counts[part];
+    }
+  };
+  drop();
+  if (!p.codes.data || total <= p.k + p.k / 8) return;
+  const FineQuery fine(p, query);
   for (int64_t part = 0; part < p.gallery_parts; ++part) {
-    for (int64_t j = 0; j < counts[part]; ++j) bounds[at++] = lowest_float(candidates[part * p.capacity + j]);
+    Candidate* const mine = candidates + part * p.capacity;
+    for (int64_t j = 0; j < counts[part]; j += 4) fine.refine(mine + j, least(4, counts[part] - j));
   }
-  const double joint = kth_bound(bounds, total, p.k), floor = joint > p.floor[query] ? joint : p.floor[query];
-  for (int64_t part = 0; part < p.gallery_parts; ++part) {
-    counts[part] = drop_below(floor, candidates + part * p.capacity, counts[part]);
-  }
+  drop();
 }
 
 // Candidates and the best so far -> the k best, sorted.

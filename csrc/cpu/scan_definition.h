@@ -51,7 +51,7 @@ class Definition {
   }
 
   void prefetch(const T* row) const {
-    const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 512);
+    const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 4096);
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
   }
 

@@ -130,7 +130,7 @@ class Scan {
     if (chunk.coded) {
       const double norm = norms_[slot];
       if (norm == __builtin_inf() || query.norm == __builtin_inf()) return __builtin_inf();
-      error += query.coded * residual(slot) + query.residual * norm + squares_slack() * norm * norm;
+      error += query.coded * residual(slot) + query.residual * norm + squares_slack(p_.metric) * norm * norm;
     }
     return error;
   }
@@ -143,7 +143,7 @@ class Scan {
     double error = bound_.error(query.norm, largest_) * (1 + 0x1p-22);
     if (chunk.coded) {
       if (largest_ == __builtin_inf() || query.norm == __builtin_inf()) return __builtin_inf();
-      error += query.coded * largest_residual_ + (query.residual + squares_slack() * largest_) * largest_;
+      error += query.coded * largest_residual_ + (query.residual + squares_slack(p_.metric) * largest_) * largest_;
     }
     return error;
   }
@@ -156,7 +156,7 @@ class Scan {
     }
     const Query& query = queries_[i];
     const double unit = in_place_ ? 1 : query.step;  // a tile's scores are over the query's own scale
-    const double less = (even_ ? query.residual * largest_ : 0) + squares_slack() * largest_ * largest_;
+    const double less = (even_ ? query.residual * largest_ : 0) + squares_slack(p_.metric) * largest_ * largest_;
     limits_[i] =
         query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff() : below((limit - less) / unit);
   }
@@ -167,9 +167,6 @@ class Scan {
 
   // Rounded down to float32, with more than the rounding of a limit's own arithmetic to spare.
   static float below(double limit) { return float(limit - (limit < 0 ? -limit : limit) * 0x1p-22 - 0x1p-100); }
-
-  // |start| is rounded, and known from a rounded norm: 2^-20 of X^2 is far above both.
-  double squares_slack() const { return p_.metric == Metric::l2 ? 0x1p-20 : 0; }
 
   float residual(int64_t slot) const { return facts_[slots() + slot]; }
 
@@ -218,10 +215,9 @@ class Scan {
     int32_t* to = in_place_ ? coded_ + i * words : coded_ + i / kM * kM * words + i % kM;
     for (int64_t j = 0; j < words; ++j) std::memcpy(to + j * (in_place_ ? 1 : kM), codes_ + 4 * j, 4);
     if (query.norm == __builtin_inf()) return;
-    // 2^-18 of the norms' product: the few roundings of scores and limits to float32, and of 1/norm where a norm is.
-    const double slack = 0x1p-18;
-    query.coded = __builtin_sqrt(squared) * query.step * (1 + slack) + slack * query.norm;
-    query.residual = residual * (1 + slack) + slack * query.norm;
+    const double slack = kCodedSlack * query.norm;
+    query.coded = __builtin_sqrt(squared) * query.step * (1 + kCodedSlack) + slack;
+    query.residual = residual * (1 + kCodedSlack) + slack;
     float* const weights[4] = {weight(0), weight(1), weight(2), weight(3)};
     weights[0][i] = float(query.step);
     weights[1][i] = float(1 / query.step);
@@ -328,18 +324,14 @@ class Scan {
   }
 
   bool given_codes(int64_t slot, const int8_t*& codes) {
-    const float* facts = p_.codes.facts + row(slot) * kFacts;
     codes = p_.codes.data + row(slot) * p_.codes.stride;
-    if (facts[2] == 0 && p_.metric == Metric::cosine) return bad(slot, Fault::zero);
-    const double squared = double(facts[2]) * facts[2];
-    const Measure measure = measure_row(squared, p_);
-    norms_[slot] = measure.norm;
-    starts_[slot] = measure.start;
-    const bool usable = measure.norm <= kLargestNorm && facts[2] < __builtin_inff();
-    if (!usable) norms_[slot] = __builtin_inf(), starts_[slot] = 0;
-    fact(0)[slot] = usable ? float(facts[0] * measure.scale) : 0;
-    fact(1)[slot] = usable ? float(facts[1] * measure.scale * (1 + 0x1p-20)) : 0;
-    fact(2)[slot] = usable ? float(measure.norm * (1 + 0x1p-22)) : 0;
+    if (p_.codes.facts[row(slot) * kFacts + 2] == 0 && p_.metric == Metric::cosine) return bad(slot, Fault::zero);
+    const CodedRow coded = coded_row(p_, row(slot));
+    norms_[slot] = coded.norm;
+    starts_[slot] = coded.start;
+    fact(0)[slot] = coded.scale;
+    fact(1)[slot] = coded.residual;
+    fact(2)[slot] = coded.norm < __builtin_inf() ? float(coded.norm * (1 + 0x1p-22)) : 0;  // limits are -inf then
     return true;
   }
 

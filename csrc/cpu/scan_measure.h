@@ -76,6 +76,25 @@ inline Measure measure_row(double squared, const ScanParams& p) {
   return {p.gallery_scale, norm, p.metric == Metric::l2 ? float(-half) : 0};
 }
 
+// A row of codes in scan units, as given_codes and refine take it.
+struct CodedRow {
+  float scale, residual, start;
+  double norm;  // infinity: codes say nothing
+};
+
+inline CodedRow coded_row(const ScanParams& p, int64_t row) {
+  const float* facts = p.codes.facts + row * kFacts;
+  const Measure measure = measure_row(double(facts[2]) * facts[2], p);
+  if (!(measure.norm <= kLargestNorm && facts[2] < __builtin_inff())) return {0, 0, 0, __builtin_inf()};
+  return {float(facts[0] * measure.scale), float(facts[1] * measure.scale * (1 + 0x1p-20)), measure.start,
+          measure.norm};
+}
+
+// 2^-18 of the norms' product: the few roundings of scores and limits to float32, and of 1/norm where a norm is.
+constexpr double kCodedSlack = 0x1p-18;
+// |start| is rounded, and known from a rounded norm: 2^-20 of X^2 is far above both.
+inline double squares_slack(Metric metric) { return metric == Metric::l2 ? 0x1p-20 : 0; }
+
 struct Query {
   double norm;    // in scan units, rounded up; infinity: settle everything
   double square;  // q.q by definition
