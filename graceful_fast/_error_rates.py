@@ -98,9 +98,7 @@ def thresholds(
     sample = sampled(pairs)
     grid = Grid.around(sample)
     keep = merge([grid.bins_of(*bracket) for bracket in brackets(sample, fars)])
-    found = _ops.scan_histogram(
-        *pairs, **grid._asdict(), bins=BINS, keep=torch.from_numpy(keep), capacity=_KEPT
-    )
+    found = _ops.scan_histogram(*pairs, **grid._asdict(), bins=BINS, keep=torch.from_numpy(keep), capacity=_KEPT)
     pairs.check(found.status)
     curve = Curve(found.counts.numpy()[:, ::-1])
     result: list[Threshold | None] = []
@@ -138,14 +136,10 @@ def _near(pairs: Pairs, target: Reached, place: int, found: _ops.Histogram, keep
     return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
 
 
-def _among_all(
-    pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]
-) -> tuple[Curve, list[Threshold | None]]:
+def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
     first, last = _FULL
-    found = _ops.scan_between(
-        *pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.count
-    )
+    found = _ops.scan_between(*pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.count)
     pairs.check(found.status)
     impostors, genuine = _sorted(found)
     scores = np.unique(np.concatenate([impostors, genuine]))[::-1]

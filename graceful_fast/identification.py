@@ -16,6 +16,7 @@ from .search import (
     check_choice,
     check_shapes,
     codes_pay,
+    in_memory,
     label_pair,
     no_neighbors,
     raise_fault,
@@ -63,7 +64,7 @@ def identification_metrics(
 
     Args:
         probes: (Q, D) embeddings, dtypes as of `graceful_fast.knn`; Q may be 0.
-        gallery: (N, D) embeddings.
+        gallery: (N, D) embeddings, or a `Gallery`, which is read into memory.
         probe_labels: (Q,) integers.
         gallery_labels: (N,) integers.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
@@ -93,7 +94,7 @@ def identification_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     rates = check_rates("fpir", fpir)
-    q, x = as_embeddings(probes, "probes"), as_embeddings(gallery, "gallery")
+    q, x = as_embeddings(probes, "probes"), in_memory(gallery)
     check_shapes(q, x, rank, ("probes", "gallery"), "rank")
     of_probes = as_labels(probe_labels, "probe_labels", len(q)).numpy()
     of_gallery = as_labels(gallery_labels, "gallery_labels", len(x)).numpy()

@@ -8,7 +8,7 @@ import numpy as np
 from ._arrays import like
 from ._positives import relevance
 from .flips import FlipCounts
-from .search import Metric, as_embeddings, as_labels, check_choice, check_dims, label_pair, raise_fault
+from .search import Metric, as_embeddings, as_labels, check_choice, check_dims, in_memory, label_pair, raise_fault
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def retrieval_metrics(
 
     Args:
         queries: (Q, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Q may be 0.
-        gallery: (N, D) embeddings, in any of these dtypes.
+        gallery: (N, D) embeddings, in any of these dtypes, or a `Gallery`, which is read into memory.
         query_labels: (Q,) integers.
         gallery_labels: (N,) integers.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
@@ -108,7 +108,7 @@ def retrieval_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     depths = check_depths(k)
-    q, x = as_embeddings(queries, "queries"), as_embeddings(gallery, "gallery")
+    q, x = as_embeddings(queries, "queries"), in_memory(gallery)
     check_dims(q, x)
     labels = (as_labels(query_labels, "query_labels", len(q)), as_labels(gallery_labels, "gallery_labels", len(x)))
     ids = label_pair("ids", query_ids, gallery_ids, q, x)
@@ -117,7 +117,9 @@ def retrieval_metrics(
         of_block(greater, equal, before, start, depths)
         for start, greater, equal, before in count_better(q, x, metric, labels, ids, groups)
     ]
-    table = np.concatenate(blocks, axis=1) if blocks else of_block(*[np.zeros(0, np.int64)] * 3, np.zeros(1, int), depths)
+    table = (
+        np.concatenate(blocks, axis=1) if blocks else of_block(*[np.zeros(0, np.int64)] * 3, np.zeros(1, int), depths)
+    )
     return summarise(table, depths, queries)
 
 
@@ -249,7 +251,9 @@ def count_retrieval_flips(old: RetrievalMetrics, new: RetrievalMetrics, k: int =
         raise ValueError(f"new: expected metrics of as many queries as old, {len(ranks[0])}, got {len(ranks[1])}")
     evaluated = [~np.isnan(rank) for rank in ranks]
     if len(rows := np.flatnonzero(evaluated[0] != evaluated[1])):
-        raise ValueError(f"new: expected positives for the queries that have one in old, got another set, first {rows[0]}")
+        raise ValueError(
+            f"new: expected positives for the queries that have one in old, got another set, first {rows[0]}"
+        )
     rows = np.flatnonzero(evaluated[0])
     hit_old, hit_new = (rank[rows] <= depth for rank in ranks)
     broken = torch.from_numpy(rows[hit_old & ~hit_new])

@@ -182,6 +182,11 @@ def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
 
 
+def in_memory(gallery: Any) -> "torch.Tensor":
+    """`as_embeddings` of an array or of all rows of a `Gallery`."""
+    return as_embeddings(gallery.load().array if isinstance(gallery, Gallery) else gallery, "gallery")
+
+
 def as_floats(tensor: "torch.Tensor") -> "torch.Tensor":
     """Integers of 8 bits as float32, which the scans take; anything else as it is."""
     import torch

@@ -58,7 +58,9 @@ def assert_same(found: gf.RetrievalMetrics, expected: list[dict[str, Any] | None
     )  # ranks are whole numbers
 
 
-def check(queries: Any, gallery: Any, labels: tuple[Any, Any], ks: tuple[int, ...] = (1, 5, 10), **options: Any) -> None:
+def check(
+    queries: Any, gallery: Any, labels: tuple[Any, Any], ks: tuple[int, ...] = (1, 5, 10), **options: Any
+) -> None:
     found = gf.retrieval_metrics(queries, gallery, *labels, k=ks, **options)
     assert_same(found, reference_metrics.retrieval_metrics(queries, gallery, *labels, k=ks, **options), ks)
 
@@ -379,7 +381,11 @@ LABELS = np.arange(8)
         (ValueError, r"query_labels: expected shape \(8,\), got \(7,\)", {"query_labels": LABELS[:7]}),
         (TypeError, r"gallery_labels: expected integers, got torch.float64", {"gallery_labels": LABELS * 1.0}),
         (ValueError, r"gallery_groups: expected together with query_groups", {"query_groups": LABELS}),
-        (ValueError, r"gallery: row 2: expected finite numbers", {"gallery": np.where(LABELS[:, None] == 2, np.nan, GOOD)}),
+        (
+            ValueError,
+            r"gallery: row 2: expected finite numbers",
+            {"gallery": np.where(LABELS[:, None] == 2, np.nan, GOOD)},
+        ),
         (ValueError, r"queries: row 1: cosine of a zero", {"queries": np.where(LABELS[:, None] == 1, 0, GOOD)}),
     ],
 )

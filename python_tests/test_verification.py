@@ -1,6 +1,10 @@
 """Verification and open-set identification: thresholds are exact, whichever way they were found."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -84,7 +88,9 @@ def test_metrics_are_those_of_the_definition(case: ScanCase, metric: str) -> Non
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("name", ["random", "duplicated rows", "near-duplicates", "constant", "clustered", "large offset"])
+@pytest.mark.parametrize(
+    "name", ["random", "duplicated rows", "near-duplicates", "constant", "clustered", "large offset"]
+)
 def test_every_way_to_a_threshold_gives_the_same(name: str, metric: str, way: str) -> None:
     case = next(case for case in SCAN_CASES if case.name == name)
     a, b = case.build(np.random.default_rng(7))
@@ -285,3 +291,38 @@ def test_bad_data_among_many_pairs_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         gf.identification_metrics(GOOD, GOOD, LABELS, LABELS, rank=9)
     with pytest.raises(ValueError, match=r"probes: row 2: expected finite numbers"):
         gf.identification_metrics(BAD, GOOD, LABELS, LABELS)
+
+
+# --- the same bits, whatever the circumstances ------------------------------------------------------------------------
+
+ANSWER = """
+import json, numpy as np, torch, graceful_fast as gf
+from graceful_fast import _error_rates
+_error_rates._FEW = 0
+torch.set_num_threads(THREADS)
+rng = np.random.default_rng(3)
+rows = np.round(rng.standard_normal((900, 40)), 1).astype(np.float32)
+labels = rng.integers(0, 30, 900)
+found = [gf.verification_metrics(rows, None, labels, None, metric=metric, far=(0.1, 0.001))
+         for metric in ("cosine", "ip", "l2")]
+print(json.dumps([[*f.tar.values(), *f.threshold.values(), f.eer] for f in found]))
+"""
+
+
+def test_instruction_sets_and_threads_change_no_bit() -> None:
+    answers = []
+    for isa, threads in (("", 1), ("", 3), ("baseline", 2), ("avx2", 2), ("avx512", 2), ("neon", 2)):
+        environment = {name: value for name, value in os.environ.items() if name != "GRACEFUL_FAST_ISA"}
+        run = subprocess.run(
+            [sys.executable, "-c", ANSWER.replace("THREADS", str(threads))],
+            env=environment | ({"GRACEFUL_FAST_ISA": isa} if isa else {}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "GRACEFUL_FAST_ISA: expected one of" in run.stderr:
+            continue
+        assert run.returncode == 0, run.stderr
+        answers.append(json.loads(run.stdout))
+    assert len(answers) >= 3
+    assert all(answer == answers[0] for answer in answers)

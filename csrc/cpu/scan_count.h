@@ -16,8 +16,8 @@ struct CountParams : ScanParams {
   int64_t* rows;                  // [P] their gallery rows, ascending among equal keys
   int64_t* places;                // [P] where each stands in `positives`
   int64_t* tallies;               // [gallery_parts, 3 P + Q] zeros at first: Tally of each query
-  int64_t* counts;                // [3, P] out, in the order of `positives`: greater keys; equal ones, its own included;
-                                  // equal ones at a smaller row
+  int64_t* counts;  // [3, P] out, in the order of `positives`: greater keys; equal ones, its own included;
+                    // equal ones at a smaller row
 };
 
 struct CountKernels {

@@ -1,6 +1,5 @@
 // scan_count, the CPU kernels: positives sorted, the scan with its ending, tallies to counts.
 #include "cpu/scan_count.h"
-
 #include "cpu/scan_counter.h"
 
 namespace graceful_fast {

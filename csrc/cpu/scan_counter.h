@@ -1,8 +1,8 @@
 // scan, the ending `count`: where each score stands among a query's positives.
 //
 // upper[i], lower[i]: a scan score above upper[i] surely beats positive i, one below lower[i] surely does not; both
-// descend. b = #{i: score <= upper[i]} positives are not surely beaten, and if the last of them, b - 1, surely beats the
-// score, so do all before it: the score is counted at place b. Else float64 settles it.
+// descend. b = #{i: score <= upper[i]} positives are not surely beaten, and if the last of them, b - 1, surely beats
+// the score, so do all before it: the score is counted at place b. Else float64 settles it.
 #pragma once
 #include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
@@ -32,8 +32,17 @@ class Counter {
     for (int64_t i = 0; i < count_; ++i) {
       const int64_t at = p_.start[first_ + i], count = p_.start[first_ + i + 1] - at;
       State& state = states_[i];
-      state = {Tally(p_, first_ + i, part_), p_.keys + at, p_.rows + at, count, 0, edges_ + 2 * room, nullptr,
-               grid_ + kCellsAPositive * room, 0,            0,            0};
+      state = {Tally(p_, first_ + i, part_),
+               p_.keys + at,
+               p_.rows + at,
+               count,
+               0,
+               edges_ + 2 * room,
+               nullptr,
+               grid_ + kCellsAPositive * room,
+               0,
+               0,
+               0};
       state.lower = state.upper + room_of(count);
       room += room_of(count);
     }
@@ -85,7 +94,7 @@ class Counter {
     const double* keys;
     const int64_t* rows;
     int64_t count;
-    double error;  // for which the edges are set, in scan units
+    double error;          // for which the edges are set, in scan units
     float *upper, *lower;  // [count], [count + 1]: lower[b] is that of positive b - 1
     uint32_t* grid;        // [cells + 1] how many upper edges lie in this cell or above
     int64_t cells;

@@ -31,7 +31,7 @@ struct AllPairs {
         kinds(empty({capacity}, ScalarType::Byte)),
         kept(empty({1}, ScalarType::Long)) {
     params.gallery = matrix(b, "scan", "b");
-  use_queries(params, GF_CHOOSE_TABLE(scan), a, metric);
+    use_queries(params, GF_CHOOSE_TABLE(scan), a, metric);
     const int64_t q = params.queries.rows, n = params.gallery.rows;
     GF_CHECK(bins >= 4 && bins <= int64_t(1) << 20 && capacity >= 0, "scan", "bins: expected 4 to 2^20, got ", bins);
     GF_CHECK(bool(a_ids) == bool(b_ids), "scan", "expected ids of both sides or of none");
@@ -95,10 +95,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_histogra
   return {pairs.counts, places, which, pairs.kinds, margin, pairs.kept, pairs.status};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_between(
-    const Tensor& a, const Tensor& b, int64_t metric, const Tensor& a_labels, const Tensor& b_labels,
-    const std::optional<Tensor>& a_ids, const std::optional<Tensor>& b_ids, bool within, int64_t lowest, int64_t shift,
-    int64_t bins, int64_t capacity) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan_between(const Tensor& a, const Tensor& b, int64_t metric,
+                                                                const Tensor& a_labels, const Tensor& b_labels,
+                                                                const std::optional<Tensor>& a_ids,
+                                                                const std::optional<Tensor>& b_ids, bool within,
+                                                                int64_t lowest, int64_t shift, int64_t bins,
+                                                                int64_t capacity) {
   BetweenParams params{};
   AllPairs pairs(params, a, b, metric, a_labels, b_labels, a_ids, b_ids, within, bins, capacity);
   GF_CHECK(shift >= 0 && shift < 64, "scan", "shift: expected 0 to 63, got ", shift);

@@ -1,4 +1,5 @@
-// scan, the endings `histogram` and `between`: the scores of all pairs of rows, counted by bins; exact ones of few bins.
+// scan, the endings `histogram` and `between`: the scores of all pairs of rows, counted by bins; exact ones of few
+// bins.
 #pragma once
 #include "cpu/scan.h"
 
@@ -10,20 +11,20 @@ struct PairParams : ScanParams {
   const int32_t *query_ids, *row_ids;        // the same, or both null: a pair of one id is left out
   bool within;                               // both sides are one set: only rows after the query
   int64_t bins;
-  int64_t* counts;   // [2, bins] zeros at first: impostors, genuine pairs; shared by the tasks
-  uint8_t* kinds;    // [capacity] out, of kept pairs: 1 genuine, 0 impostor
+  int64_t* counts;  // [2, bins] zeros at first: impostors, genuine pairs; shared by the tasks
+  uint8_t* kinds;   // [capacity] out, of kept pairs: 1 genuine, 0 impostor
   int64_t capacity;
-  int64_t* kept;     // how many there are, also beyond the capacity; shared by the tasks
+  int64_t* kept;  // how many there are, also beyond the capacity; shared by the tasks
 };
 constexpr int64_t kPadding = 64;  // a vector may reach beyond the last row
 
 struct HistogramParams : PairParams {
-  double origin, width;     // of the bins; the first and the last take what lies beyond
-  float* places;            // [capacity] out, of kept pairs: (scan score - origin) / width, the bin if rounded down
-  int64_t* pairs;           // [capacity] out: query * N + row
-  const int64_t* ranges;    // [range_count, 2] first and last bin, disjoint: their pairs are kept
+  double origin, width;   // of the bins; the first and the last take what lies beyond
+  float* places;          // [capacity] out, of kept pairs: (scan score - origin) / width, the bin if rounded down
+  int64_t* pairs;         // [capacity] out: query * N + row
+  const int64_t* ranges;  // [range_count, 2] first and last bin, disjoint: their pairs are kept
   int64_t range_count;
-  double* margins;          // [tasks] out: how far a pair's place may be from that of its key
+  double* margins;  // [tasks] out: how far a pair's place may be from that of its key
 };
 
 struct BetweenParams : PairParams {

@@ -1,6 +1,5 @@
 // scan_histogram, the CPU kernels: the scan of all pairs with either ending, and the scores of given pairs.
 #include "cpu/scan_histogram.h"
-
 #include "cpu/scan_histogrammer.h"
 #include "cpu/scan_sieve.h"
 

@@ -40,8 +40,8 @@ class Bins {
     for (int64_t i = 0; i < 2 * p_.bins + kVectorBytes; ++i) counts_[i] = 0;
   }
 
-  uint32_t* counts() const { return counts_; }           // [2 * bins] impostors, genuine, and one more:
-  int64_t nowhere() const { return 2 * p_.bins; }        // for pairs that do not count
+  uint32_t* counts() const { return counts_; }     // [2 * bins] impostors, genuine, and one more:
+  int64_t nowhere() const { return 2 * p_.bins; }  // for pairs that do not count
 
   void expect(int64_t pairs) {
     if ((expected_ += pairs) >= int64_t(1) << 31) flush(), expected_ = pairs;
@@ -72,7 +72,8 @@ GF_INLINE uint32_t equal_bits(const int32_t* values, int32_t value) {
 
 GF_INLINE Wanted wanted(const PairParams& p, int64_t query, int64_t row, int64_t columns) {
   uint64_t valid = (uint64_t(1) << columns) - 1;
-  if (p.within && row <= query) valid = query + 1 - row >= columns ? 0 : valid & ~((uint64_t(1) << (query + 1 - row)) - 1);
+  if (p.within && row <= query)
+    valid = query + 1 - row >= columns ? 0 : valid & ~((uint64_t(1) << (query + 1 - row)) - 1);
   Wanted found{uint32_t(valid), equal_bits(p.row_labels + row, p.query_labels[query])};
   if (p.query_ids) found.valid &= ~equal_bits(p.row_ids + row, p.query_ids[query]);
   return found;
