@@ -57,4 +57,29 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "scan_settle(Tensor queries, Tensor taken, Tensor numbers, Tensor offsets, Tensor places, Tensor(a!) keys, "
       "Tensor(b!) rows, int metric) -> Tensor status");
   m.def("scan_quantize(Tensor rows) -> (Tensor codes, Tensor facts, Tensor status)");
+
+  // Of each query's positives (rows positives[positive_start[i]] to positives[positive_start[i + 1] - 1]), how many
+  // allowed rows have a greater score, an equal one (its own included), an equal one at a smaller row: counts (3, P).
+  m.def(
+      "scan_count(Tensor queries, Tensor gallery, int metric, Tensor positive_start, Tensor positives, "
+      "Tensor excluded_start, Tensor excluded) -> (Tensor counts, Tensor status)");
+
+  // Scores of all pairs of a row of a and a row of b (within: b is a, every two rows once), but those of one id, by
+  // bins: counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Some pairs are kept, up to `capacity`, in
+  // no order; kinds: 1 genuine, 0 impostor; kept: how many there are.
+  // scan_histogram bins scan scores, from `origin` on; the first and the last bin take what lies beyond. It keeps the
+  // pairs (a's row * rows of b + b's row) of the bins keep[i][0] to keep[i][1], with their places, in bins; a place is
+  // within `margin` of that of the float64 score.
+  m.def(
+      "scan_histogram(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
+      "bool within, float origin, float width, int bins, Tensor keep, int capacity) -> (Tensor counts, Tensor places, "
+      "Tensor pairs, Tensor kinds, Tensor margin, Tensor kept, Tensor status)");
+  // scan_between bins float64 scores: each bin has 2^shift values from `lowest` on, but the first and the last, which
+  // take what lies below and above; it keeps the scores of all others.
+  m.def(
+      "scan_between(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
+      "bool within, int lowest, int shift, int bins, int capacity) -> (Tensor counts, Tensor keys, Tensor kinds, "
+      "Tensor kept, Tensor status)");
+  // The float64 scores of pairs of rows, larger is better.
+  m.def("scan_pairs(Tensor a, Tensor b, int metric, Tensor rows, Tensor columns) -> Tensor");
 }

@@ -19,6 +19,15 @@ _HOME = {
     "knn": "search",
     "Neighbors": "search",
     "Gallery": "gallery",
+    "retrieval_metrics": "metrics",
+    "RetrievalMetrics": "metrics",
+    "count_retrieval_flips": "metrics",
+    "verification_metrics": "verification",
+    "VerificationMetrics": "verification",
+    "identification_metrics": "identification",
+    "IdentificationMetrics": "identification",
+    "cluster_agreement": "clusters",
+    "ClusterAgreement": "clusters",
     "count_flips": "flips",
     "FlipCounts": "flips",
     "NegativeFlipRate": "flip_metrics",
@@ -30,13 +39,17 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from ._ranks import global_count
+    from .clusters import ClusterAgreement, cluster_agreement
     from .flip_metrics import NegativeFlipRate, RelativeNegativeFlipRate
     from .flips import FlipCounts, count_flips
     from .gallery import Gallery
+    from .identification import IdentificationMetrics, identification_metrics
     from .linear_losses import LinearFocalDistillationLoss, linear_focal_distillation_loss
     from .losses import FocalDistillationLoss, InfluenceLoss, focal_distillation_loss, influence_loss
+    from .metrics import RetrievalMetrics, count_retrieval_flips, retrieval_metrics
     from .search import Neighbors, knn
     from .update.report import UpdateReport, compare_classifiers
+    from .verification import VerificationMetrics, verification_metrics
 
 
 def __getattr__(name: str) -> Any:

@@ -407,3 +407,123 @@ def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple
     codes, facts, status = _ops.scan_quantize.default(rows)
     row, fault = status.tolist()
     return codes, facts, (row, fault)
+
+
+@torch.library.register_fake("graceful_fast::scan_count")
+def _scan_count_fake(
+    queries: torch.Tensor, gallery: torch.Tensor, metric: int, start: torch.Tensor, positives: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return positives.new_empty((3, positives.shape[0])), positives.new_empty(len(ScanStatus._fields))
+
+
+def scan_count(
+    queries: torch.Tensor, gallery: torch.Tensor, metric: str, *lists: torch.Tensor
+) -> tuple[torch.Tensor, ScanStatus]:
+    """Counts (3, P) int64 of the rows better than, equal to, equal and before each positive; see csrc/library.cpp."""
+    counts, status = _ops.scan_count.default(queries, gallery, METRICS[metric], *lists)
+    return counts, ScanStatus(*status.tolist())
+
+
+Sides = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+@torch.library.register_fake("graceful_fast::scan_histogram")
+def _scan_histogram_fake(a: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    bins, _, capacity = arguments[-3:]
+    types = (torch.float32, torch.int64, torch.uint8)
+    kept = (a.new_empty(capacity, dtype=dtype) for dtype in types)
+    return _counts_fake(a, bins), *kept, a.new_empty(1, dtype=torch.float64), *_status_fake(a)
+
+
+@torch.library.register_fake("graceful_fast::scan_between")
+def _scan_between_fake(a: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    bins, capacity = arguments[-2:]
+    kept = (a.new_empty(capacity, dtype=dtype) for dtype in (torch.float64, torch.uint8))
+    return _counts_fake(a, bins), *kept, *_status_fake(a)
+
+
+@torch.library.register_fake("graceful_fast::scan_pairs")
+def _scan_pairs_fake(
+    a: torch.Tensor, b: torch.Tensor, metric: int, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    return a.new_empty(rows.shape, dtype=torch.float64)
+
+
+def _counts_fake(a: torch.Tensor, bins: int) -> torch.Tensor:
+    return a.new_empty((2, bins), dtype=torch.int64)
+
+
+def _status_fake(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return a.new_empty(1, dtype=torch.int64), a.new_empty(len(ScanStatus._fields), dtype=torch.int64)
+
+
+class Histogram(NamedTuple):
+    """All pairs by bins of their scan scores, and some of them; see csrc/library.cpp."""
+
+    counts: torch.Tensor  # (2, bins) int64: impostors, genuine
+    places: torch.Tensor  # (kept,) float32, in bins
+    pairs: torch.Tensor  # (kept,) int64: a's row * rows of b + b's row
+    kinds: torch.Tensor  # (kept,) uint8: 1 genuine, 0 impostor
+    kept: int  # how many there are; above the capacity the others are incomplete
+    margin: float
+    status: ScanStatus
+
+
+def scan_histogram(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    metric: str,
+    labels: Sides,
+    ids: Sides,
+    within: bool,
+    *,
+    origin: float,
+    width: float,
+    bins: int,
+    keep: torch.Tensor,
+    capacity: int,
+) -> Histogram:
+    """All pairs by bins of their scan scores; `keep`: (ranges, 2) int64 bins whose pairs are kept."""
+    counts, *pairs, margin, kept, status = _ops.scan_histogram.default(
+        a, b, METRICS[metric], *labels, *ids, within, origin, width, bins, keep, capacity
+    )
+    places, which, kinds = (column[: int(kept)] for column in pairs)
+    return Histogram(counts, places, which, kinds, int(kept), float(margin), ScanStatus(*status.tolist()))
+
+
+class Between(NamedTuple):
+    """All pairs by bins of their exact scores, and the scores between the first and the last; see csrc/library.cpp."""
+
+    counts: torch.Tensor  # (2, bins) int64: impostors, genuine
+    keys: torch.Tensor  # (kept,) float64
+    kinds: torch.Tensor  # (kept,) uint8: 1 genuine, 0 impostor
+    kept: int  # how many there are; above the capacity the others are incomplete
+    status: ScanStatus
+
+
+def scan_between(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    metric: str,
+    labels: Sides,
+    ids: Sides,
+    within: bool,
+    *,
+    lowest: int,
+    shift: int,
+    bins: int,
+    capacity: int,
+) -> Between:
+    """All pairs by bins of their exact scores, `lowest` and above by 2^shift values a bin."""
+    counts, keys, kinds, kept, status = _ops.scan_between.default(
+        a, b, METRICS[metric], *labels, *ids, within, lowest, shift, bins, capacity
+    )
+    return Between(counts, keys[: int(kept)], kinds[: int(kept)], int(kept), ScanStatus(*status.tolist()))
+
+
+def scan_pairs(
+    a: torch.Tensor, b: torch.Tensor, metric: str, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """(P,) float64 scores, larger is better, of the pairs (rows[i], columns[i])."""
+    keys: torch.Tensor = _ops.scan_pairs.default(a, b, METRICS[metric], rows, columns)
+    return keys

@@ -298,6 +298,69 @@ def byte_count(text: str, option: str) -> int:
         raise ValueError(f"{option}: expected bytes, or KiB to TiB or KB to TB as in 1.5GiB, got {text!r}") from error
 
 
+@commands.command()
+def retrieve(
+    old_queries_file: Annotated[Path, typer.Option("--old-queries", help="(Q, D) embeddings of the old model, .npy.")],
+    new_queries_file: Annotated[Path, typer.Option("--new-queries", help="The same queries under the new model.")],
+    old_gallery_file: Annotated[Path, typer.Option("--old-gallery", help="(N, D) embeddings of the old model.")],
+    query_labels_file: Annotated[Path, typer.Option("--query-labels", help="(Q,) integers, .npy.")],
+    gallery_labels_file: Annotated[Path, typer.Option("--gallery-labels", help="(N,) integers, .npy.")],
+    new_gallery_file: Annotated[
+        Path | None, typer.Option("--new-gallery", help="The same gallery under the new model.")
+    ] = None,
+    query_ids_file: Annotated[
+        Path | None, typer.Option("--query-ids", help="(Q,) integers: no row finds itself.")
+    ] = None,
+    gallery_ids_file: Annotated[Path | None, typer.Option("--gallery-ids", help="(N,) integers.")] = None,
+    k: Annotated[list[int] | None, typer.Option("-k", "--k", help="Depths, one or more; 1, 5 and 10.")] = None,
+    metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
+    json_file: JsonFile = None,
+) -> None:
+    """Retrieval before, during and after a backfill: old/old, new/old, new/new, and which queries broke."""
+    inputs = {
+        "--old-queries": old_queries_file,
+        "--new-queries": new_queries_file,
+        "--old-gallery": old_gallery_file,
+        "--new-gallery": new_gallery_file,
+        "--query-labels": query_labels_file,
+        "--gallery-labels": gallery_labels_file,
+        "--query-ids": query_ids_file,
+        "--gallery-ids": gallery_ids_file,
+    }
+    check_outputs({"--json": json_file}, inputs.items())
+    arrays = {option: None if path is None else read_array(path) for option, path in inputs.items()}
+    from .update.matrix import compare_versions
+
+    names = {option: option.removeprefix("--").replace("-", "_") for option in inputs}
+    typed = {names[option]: option if path is None else f"{option} {path}" for option, path in inputs.items()}
+    with json_output(json_file) as write_json, naming(typed | {"k": "-k", "metric": "--metric"}):
+        found = compare_versions(
+            **{names[option]: array for option, array in arrays.items()},
+            metric=cast(Any, metric),
+            k=tuple(k or (1, 5, 10)),
+        )
+        write_json(found.to_dict())
+    if str(json_file) != "-":
+        print_retrieval(found.to_dict())
+
+
+def print_retrieval(facts: dict[str, Any]) -> None:
+    """A line for each pair of versions, then the flips."""
+    table = Table("queries/gallery", "mAP", "MRR", *(f"CMC@{k}" for k in facts["k"]), box=None)
+    for name, row in facts["matrix"].items():
+        values = [row["map"], row["mrr"], *row["cmc"].values()]
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    console.print(table)
+    for name, by_k in facts["flips"].items():
+        for depth, flips in by_k.items():
+            console.print(
+                f"{name} after old/old, hit@{depth}: {flips['negative']} of {flips['total']} queries broke, "
+                f"{flips['positive']} were fixed"
+            )
+    if facts["without_positive"]:
+        console.print(f"{facts['without_positive']} queries have no positive in the gallery and are in no mean")
+
+
 def print_facts(facts: dict[str, Any], json_file: Path | None) -> None:
     """A line each, unless stdout is for the JSON."""
     if str(json_file) == "-":

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
 from ._arrays import as_tensor, like
 from ._progress import Progress
@@ -120,8 +120,8 @@ def knn(
         q,
         k,
         metric,
-        Labels(*label_pair("ids", query_ids, gallery_ids, q, x)),
-        Labels(*label_pair("groups", query_groups, gallery_groups, q, x)),
+        Labels(*label_pair("ids", query_ids, gallery_ids, q, x, lazy=True)),
+        Labels(*label_pair("groups", query_groups, gallery_groups, q, x, lazy=True)),
         coded,
         prepared=scan != "float32" and x.codes is not None,
     )
@@ -186,48 +186,84 @@ def array_rows(value: Any, name: str) -> ArrayRows:
     return ArrayRows(tensor, mapped=mapping_of(value))
 
 
+def in_memory(gallery: Any) -> "torch.Tensor":
+    """`as_embeddings` of an array or of all rows of a `Gallery`."""
+    return as_embeddings(gallery.load().array if isinstance(gallery, Gallery) else gallery, "gallery")
+
+
 def as_scanned(tensor: "torch.Tensor") -> "torch.Tensor":
     """What the scans take: integers of 8 bits as float32, a unit stride within a row; anything else as it is."""
     floats = tensor if tensor.dtype.is_floating_point else tensor.float()
     return floats if floats.shape[1] <= 1 or floats.stride(1) == 1 else floats.contiguous()
 
 
-def check_shapes(queries: "torch.Tensor", gallery: Gallery, k: Any) -> None:
-    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
-    shapes = f"queries {tuple(queries.shape)} and gallery {(len(gallery), gallery.dim)}"
-    if queries.shape[1] != gallery.dim:
-        raise ValueError(f"gallery: expected the dim of the queries, got {shapes}")
+Sides = tuple[str, str]  # what the arguments of both sides are called
+Rows = Union["torch.Tensor", Gallery]
+
+
+def shape_of(rows: Rows) -> tuple[int, ...]:
+    """(rows, dim)."""
+    return (len(rows), rows.dim) if isinstance(rows, Gallery) else tuple(rows.shape)
+
+
+def check_dims(queries: "torch.Tensor", gallery: Rows, names: Sides = ("queries", "gallery")) -> str:
+    """ValueError unless the dims agree and are at least 1; both shapes in words."""
+    first, second = names
+    shapes = f"{first} {tuple(queries.shape)} and {second} {shape_of(gallery)}"
+    if queries.shape[1] != shape_of(gallery)[1]:
+        raise ValueError(f"{second}: expected the dim of {'the ' * (len(first) > 1)}{first}, got {shapes}")
     if queries.shape[1] == 0:
-        raise ValueError(f"queries: expected a dim of at least 1, got {shapes}")
+        raise ValueError(f"{first}: expected a dim of at least 1, got {shapes}")
+    return shapes
+
+
+def check_shapes(
+    queries: "torch.Tensor", gallery: Rows, k: Any, names: Sides = ("queries", "gallery"), k_name: str = "k"
+) -> None:
+    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
+    shapes = check_dims(queries, gallery, names)
     if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
+        raise TypeError(f"{k_name}: expected an integer, got {type(k).__name__}")
     if not 1 <= k <= len(gallery):
-        raise ValueError(f"k: expected 1 to {len(gallery)}, the rows of the gallery, got {k} with {shapes}")
+        raise ValueError(f"{k_name}: expected 1 to {len(gallery)}, the rows of the gallery, got {k} with {shapes}")
 
 
 def label_pair(
-    kind: str, of_queries: Any, of_gallery: Any, queries: "torch.Tensor", gallery: Gallery
+    kind: str,
+    of_queries: Any,
+    of_gallery: Any,
+    queries: "torch.Tensor",
+    gallery: Rows,
+    sides: Sides = ("query", "gallery"),
+    *,
+    lazy: bool = False,
 ) -> tuple["torch.Tensor | None", "torch.Tensor | None"]:
-    """Ids or groups of both sides as vectors, those of the queries int64 and contiguous; or None of both."""
-    import torch
-
+    """Ids or groups of both sides as contiguous int64 vectors, or None of both; lazy: the gallery's as they are."""
     if of_queries is None and of_gallery is None:
         return None, None
     if of_queries is None or of_gallery is None:
-        given, missing = ("gallery", "query") if of_queries is None else ("query", "gallery")
+        missing, given = sides if of_queries is None else sides[::-1]
         raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
     return (
-        as_labels(of_queries, f"query_{kind}", queries.shape[0]).to(torch.int64).contiguous(),
-        as_labels(of_gallery, f"gallery_{kind}", len(gallery)),
+        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]),
+        (checked_labels if lazy else as_labels)(of_gallery, f"{sides[1]}_{kind}", len(gallery)),
     )
 
 
 def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
-    """A vector of `count` integers on the CPU; those of a gallery become int64 a block at a time."""
+    """A contiguous int64 vector of `count` on the CPU."""
+    import torch
+
+    return checked_labels(value, name, count).to(torch.int64).contiguous()
+
+
+def checked_labels(value: Any, name: str, count: int) -> "torch.Tensor":
+    """A vector of `count` integers on the CPU, of whatever width."""
     import torch
 
     tensor = as_tensor(value, name)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+    real = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+    if tensor.numel() and (real or tensor.dtype == torch.bool):
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     if tuple(tensor.shape) != (count,):
         raise ValueError(f"{name}: expected shape ({count},), got {tuple(tensor.shape)}")
@@ -241,11 +277,17 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
     return labels
 
 
-def raise_fault(status: "ScanStatus", queries: "torch.Tensor", gallery: Gallery, first_row: int = 0) -> None:
-    """ValueError for what the op found in the data."""
+def raise_fault(
+    status: "ScanStatus",
+    queries: "torch.Tensor",
+    gallery: Rows,
+    first_row: int = 0,
+    names: Sides = ("queries", "gallery"),
+) -> None:
+    """ValueError for what the op found in the data; `first_row`: number of the gallery's first row."""
     if status.bad:
-        name, row = ("queries", status.row) if status.bad == 1 else ("gallery", status.row + first_row)
+        row = status.row + (first_row if status.bad == 2 else 0)
         raise ValueError(
-            f"{name}: row {row}: {_FAULTS[status.fault]} "
-            f"(queries {tuple(queries.shape)}, gallery {(len(gallery), gallery.dim)})"
+            f"{names[status.bad - 1]}: row {row}: {_FAULTS[status.fault]} "
+            f"({names[0]} {tuple(queries.shape)}, {names[1]} {shape_of(gallery)})"
         )

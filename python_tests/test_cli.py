@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import graceful_fast as gf
 from graceful_fast import cli, knn
 
 OLD = np.array([[3, 1, 0], [2, 1, 0], [0, 1, 2], [0, 5, 1], [1, 0, 0]], np.float32)
@@ -401,3 +402,66 @@ def test_a_defect_is_a_traceback_and_exit_code_70(command: Command, monkeypatch:
     assert result.code == 70
     assert "Traceback" in result.err
     assert result.err.splitlines()[-1] == "graceful-fast: unexpected error: 'gone'"
+
+
+RETRIEVE = (
+    *("retrieve", "--old-queries", "oq.npy", "--new-queries", "nq.npy", "--old-gallery", "og.npy"),
+    *("--query-labels", "ql.npy", "--gallery-labels", "gl.npy"),
+)
+
+
+def save_versions() -> None:
+    rng = np.random.default_rng(0)
+    gallery_labels, query_labels = np.arange(30) % 6, np.arange(12) % 7
+    centres = rng.standard_normal((7, 8))
+    for name, labels in (("q", query_labels), ("g", gallery_labels)):
+        np.save(f"o{name}.npy", (centres[labels] + 0.8 * rng.standard_normal((len(labels), 8))).astype(np.float32))
+        np.save(f"n{name}.npy", (centres[labels] + 1.5 * rng.standard_normal((len(labels), 8))).astype(np.float32))
+        np.save(f"{name}l.npy", labels)
+
+
+def test_retrieve_gives_the_matrix_of_versions_and_what_broke(command: Command) -> None:
+    save_versions()
+    result = command(*RETRIEVE, "--new-gallery", "ng.npy", "-k", "1", "-k", "3", "--json", "-")
+    assert (result.code, result.err) == (0, "")
+    facts = json.loads(result.out)
+    assert list(facts["matrix"]) == ["old/old", "new/old", "new/new"]
+    assert (facts["queries"], facts["without_positive"], facts["k"]) == (12, 1, [1, 3])
+    load = {name: np.load(f"{name}.npy") for name in ("oq", "nq", "og", "ng", "ql", "gl")}
+    for name, (queries, gallery) in {"old/old": ("oq", "og"), "new/old": ("nq", "og"), "new/new": ("nq", "ng")}.items():
+        expected = gf.retrieval_metrics(load[queries], load[gallery], load["ql"], load["gl"], k=(1, 3))
+        assert facts["matrix"][name]["map"] == expected.map
+        assert facts["matrix"][name]["cmc"] == {str(k): value for k, value in expected.cmc.items()}
+    flips = facts["flips"]["new/old"]["1"]
+    assert flips["total"] == 11
+    assert flips["negative"] == len(flips["negative_indices"]) > 0
+
+
+def test_retrieve_prints_a_table_without_a_new_gallery(command: Command) -> None:
+    save_versions()
+    result = command(*RETRIEVE)
+    assert (result.code, result.err) == (0, "")
+    assert "new/old after old/old, hit@1:" in result.out
+    assert "1 queries have no positive" in result.out
+    assert "new/new" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--new-queries", "none.npy"), "none.npy: no such file"),
+        (("--new-queries", "narrow.npy"), "--old-gallery og.npy: expected the dim of the queries"),
+        (("--new-queries", "nan.npy"), "--new-queries nan.npy: row 2: expected finite numbers"),
+        (("--query-labels", "gl.npy"), "--query-labels gl.npy: expected shape (12,)"),
+        (("--query-ids", "ql.npy"), "--gallery-ids: expected together with query_ids"),
+        (("-k", "0"), "-k: expected depths of 1 or more, got 0"),
+        (("--metric", "dot"), "--metric: expected one of 'cosine', 'ip', 'l2', got 'dot'"),
+        (("--json", "og.npy"), "--json og.npy: expected another file than that of --old-gallery"),
+    ],
+)
+def test_bad_retrievals_are_one_line_and_exit_code_2(command: Command, arguments: tuple[str, ...], reason: str) -> None:
+    save_versions()
+    rows = np.load("nq.npy")
+    np.save("narrow.npy", rows[:, :2])
+    np.save("nan.npy", np.where(np.arange(12)[:, None] == 2, np.nan, rows))
+    refused(command(*RETRIEVE, *arguments), reason)

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/bind.h"
+#include "cpu/scan_bind.h"
 
 namespace graceful_fast {
 namespace {
@@ -17,15 +17,6 @@ constexpr int64_t kMostQueriesATask = 4096;  // bounds the candidates in memory;
 constexpr int64_t kRowsATask = 4096;         // fewer, and warming up the limits costs more than a thread brings
 constexpr int64_t kQueriesATask = 128;       // fewer, and packing the gallery costs over a tenth of a task
 constexpr int64_t kQueriesABlock = 16;       // settled by one thread in one go
-constexpr int64_t kStatus = 8;
-
-const int64_t* labels(const std::optional<Tensor>& tensor, const char* name, int64_t count) {
-  if (!tensor) return nullptr;
-  GF_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == ScalarType::Long &&
-               tensor->is_contiguous(),
-           "scan", name, ": expected a contiguous int64 vector of ", count);
-  return pointer<int64_t>(*tensor);
-}
 
 Codes given_codes(const std::optional<Tensor>& codes, const std::optional<Tensor>& facts, int64_t rows, int64_t dim) {
   if (!codes) return {};
@@ -36,23 +27,6 @@ Codes given_codes(const std::optional<Tensor>& codes, const std::optional<Tensor
                facts->scalar_type() == ScalarType::Float && facts->is_contiguous(),
            "scan", "facts: expected contiguous float32 (", rows, ", ", kFacts, ")");
   return {pointer<int8_t>(*codes), codes->size(1), pointer<float>(*facts)};
-}
-
-// What all endings' ops check and choose alike.
-void use_queries(ScanParams& params, const ScanKernels& kernels, const Tensor& queries, int64_t metric) {
-  params.queries = matrix(queries, "scan", "queries");
-  params.dim = params.queries.columns;
-  GF_CHECK(params.dim >= 1 && params.gallery.columns == params.dim, "scan",
-           "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", params.dim, " and ",
-           params.gallery.columns);
-  GF_CHECK(metric >= 0 && metric <= 2, "scan", "metric: expected 0 (ip), 1 (l2) or 2 (cosine), got ", metric);
-  params.metric = Metric(metric);
-  params.gallery_scale = params.gallery.data ? kernels.typical_scale(params.gallery, params.dim)
-                                             : kernels.typical_scale_of_codes(params.codes, params.gallery.rows);
-  if (params.metric == Metric::l2) {
-    params.gallery_scale = std::min(params.gallery_scale, kernels.typical_scale(params.queries, params.dim));
-    params.query_scale = params.gallery_scale;
-  }
 }
 
 // Threads share the gallery first, so that each row is packed once; if its codes are made already, which pack at little
@@ -66,35 +40,6 @@ void divide(ScanParams& params, int64_t candidates_a_query, int64_t most_candida
   params.gallery_parts = std::clamp<int64_t>(most_gallery_parts, 1, (threads + query_parts - 1) / query_parts);
   params.query_parts = std::max((q + kMostQueriesATask - 1) / kMostQueriesATask,
                                 std::min(threads / params.gallery_parts, most_query_parts));
-}
-
-// status[0..3]: the bad argument (1 queries, 2 gallery) or 0, its first bad row, the fault, rows settled in float64;
-// [4..6]: buffers cut, rows scanned as codes, rows scanned in float32; [7]: 1 where a
-// deferred scan gave up.
-// The first bad query goes before the first bad gallery row, whichever task saw it.
-void write_status(const std::vector<ScanReport>& reports, int64_t* status) {
-  int64_t bad_query = -1, bad_row = -1;
-  for (const ScanReport& report : reports) {
-    status[3] += report.settled;
-    status[4] += report.cuts;
-    status[5] += report.coded_rows;
-    status[6] += report.plain_rows;
-    status[7] |= report.overflow;
-    if (report.query >= 0 && (bad_query < 0 || report.query < bad_query)) {
-      bad_query = report.query;
-      status[0] = 1, status[1] = report.query, status[2] = int64_t(report.query_fault);
-    }
-    if (report.row >= 0 && (bad_row < 0 || report.row < bad_row)) {
-      bad_row = report.row;
-      if (bad_query < 0) status[0] = 2, status[1] = report.row, status[2] = int64_t(report.row_fault);
-    }
-  }
-}
-
-Tensor new_status() {
-  Tensor status = empty({kStatus}, ScalarType::Long);
-  std::fill_n(mutable_pointer<int64_t>(status), kStatus, 0);
-  return status;
 }
 
 // The candidates of a scan and what its tasks report.

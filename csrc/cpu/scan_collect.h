@@ -114,8 +114,10 @@ class Collector {
   }
 
   double floor(int64_t i) const { return states_[i].floor; }
+  static bool skips(int64_t, int64_t) { return false; }
 
-  void refresh() {
+  template <class Engine>
+  void refresh(const Engine&) {
     for (int64_t i = 0; p_.gallery_parts > 1 && i < count_; ++i) share_floor(i);
   }
 

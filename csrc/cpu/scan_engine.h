@@ -8,7 +8,8 @@
 // An ending has
 //   double floor(i)              the score, in scan units, from which a row matters to query i
 //   take(engine, tile)           some scores; engine.error, engine.row, engine.raised serve it
-//   begin(), refresh()           before the scan, before each chunk
+//   skips(i, row)                nothing is wanted of queries from i on with rows up to this one
+//   begin(), refresh(engine)     before the scan, before each chunk
 //   seeds(rows), end_seed(whole) how many rows from all over to scan first, for a first floor; when that has ended
 #pragma once
 #include <type_traits>
@@ -143,6 +144,8 @@ class Scan {
     }
     return error;
   }
+
+  double largest() const { return largest_; }  // norm in the chunk, in scan units
 
   // No error of the chunk is greater for query i.
   double largest_error(int64_t i) const {
@@ -358,7 +361,7 @@ class Scan {
       errors_[i] = {float(query.coded), float(query.residual + squares_slack(p_.metric) * largest_),
                     float(bound_.error(query.norm, largest_))};
     }
-    ending_.refresh();
+    ending_.refresh(*this);
     for (int64_t i = 0; i < count_; ++i) raised(i);
   }
 
@@ -374,6 +377,7 @@ class Scan {
       for (int64_t slot = 0; slot < chunk.count; slot += kN) {
         for (int64_t panel = begin; panel < least(begin + block, panels_); ++panel) {
           const int64_t query = panel * kM;
+          if (ending_.skips(query, row(slot + kN - 1))) continue;
           const bool any = !chunk.coded ? tile(packed_ + query * p_.dim, rows_ + slot * p_.dim, p_.dim, starts_ + slot,
                                                limits_ + query, scores, reached)
                            : even_      ? code_tile<true>(coded_ + query * words, codes + slot * words, words, queries,

@@ -26,6 +26,7 @@ using Reach = __mmask16;
 GF_INLINE Reach at_least(Floats v, Floats limit) { return _mm512_cmp_ps_mask((__m512)v, (__m512)limit, _CMP_GE_OQ); }
 GF_INLINE Reach either(Reach a, Reach b) { return _kor_mask16(a, b); }
 GF_INLINE uint32_t bits(Reach reach) { return reach; }
+GF_INLINE uint32_t bits(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 #else
 using Reach = Ints;
 GF_INLINE Reach at_least(Floats v, Floats limit) { return v >= limit; }

@@ -1,0 +1,215 @@
+"""Exact thresholds among the scores of all pairs, from histograms of one scan: what error rates are made of.
+
+A threshold is the largest score at which enough pairs are accepted. A sample of pairs says within which bins of the
+histogram it will lie; the scan counts every pair by its bin, keeps those bins' pairs alone, and float64 settles those
+nearest to each threshold. A threshold that the sample misses, or too many scores in its bins, costs more passes, each
+over a narrower range of exact scores: down to a single float64, whatever the data.
+"""
+
+import bisect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from . import _ops
+from ._brackets import BINS, Grid, brackets, merge, sampled
+from .search import raise_fault
+
+if TYPE_CHECKING:
+    import torch
+
+Counts = np.ndarray  # (2, ...) int64: impostors, genuine
+Reached = Callable[[Counts], Any]  # of the accepted: are they enough? Once true, true for every lower threshold.
+
+_FEW = 1 << 20  # pairs whose scores are simply all kept
+_KEPT = 1 << 24  # pairs kept at most: 220 MB
+
+
+class Pairs(NamedTuple):
+    """Rows of `a` with rows of `b`, or every two rows of `a` once where `within`; pairs of one id are left out."""
+
+    a: "torch.Tensor"
+    b: "torch.Tensor"
+    metric: str
+    labels: tuple["torch.Tensor", "torch.Tensor"]  # int32
+    ids: tuple["torch.Tensor | None", "torch.Tensor | None"]  # int32
+    within: bool
+
+    @property
+    def count(self) -> int:
+        """Pairs, those of one id included."""
+        rows = len(self.a)
+        return rows * (rows - 1) // 2 if self.within else rows * len(self.b)
+
+    def check(self, status: _ops.ScanStatus) -> None:
+        """ValueError for what is wrong with the data."""
+        raise_fault(status, self.a, self.b, names=("a", "b"))
+
+
+class Threshold(NamedTuple):
+    """A score, the pairs that are strictly better, and those that are at least as good."""
+
+    score: float
+    better: Counts
+    accepted: Counts
+
+
+class Curve(NamedTuple):
+    """Impostors and genuine pairs by score, from the best down: of bins, or of distinct scores where pairs are few."""
+
+    counts: Counts
+
+    @property
+    def totals(self) -> Counts:
+        """Of both kinds."""
+        return self.counts.sum(1)
+
+    def area(self) -> float:
+        """P(genuine better than impostor) + P(equal) / 2; what shares a bin counts as equal."""
+        impostors, genuine = self.counts.astype(np.float64)
+        worse = impostors.sum() - impostors.cumsum()
+        with np.errstate(invalid="ignore"):
+            return float((genuine * (worse + impostors / 2)).sum() / (impostors.sum() * genuine.sum()))
+
+    def trade_off(self, points: int = 256) -> tuple[np.ndarray, np.ndarray]:
+        """FAR ascending and FRR, at about as many thresholds, equally spaced in log FAR."""
+        accepted = np.concatenate([np.zeros((2, 1), np.int64), self.counts.cumsum(1)], axis=1)
+        far = accepted[0]
+        wanted = np.geomspace(1, far[-1], points) if far[-1] else np.zeros(0)
+        last_without = np.searchsorted(far, 0, "right") - 1
+        places = np.unique([last_without, *np.searchsorted(far, np.floor(wanted)), far.shape[0] - 1])
+        with np.errstate(invalid="ignore"):
+            return far[places] / far[-1], 1 - accepted[1][places] / accepted[1][-1]
+
+
+def thresholds(
+    pairs: Pairs, fars: list[float], targets: Callable[[Counts], list[Reached | None]]
+) -> tuple[Curve, list[Threshold | None]]:
+    """The curve, and the threshold of each target: `targets` makes them of the numbers of impostor and genuine pairs.
+
+    `fars`: about which false accept rates the targets aim at; the last target is the one where FAR = FRR.
+    """
+    if pairs.count <= _FEW:
+        return _among_all(pairs, targets)
+    import torch
+
+    sample = sampled(pairs)
+    grid = Grid.around(sample)
+    keep = merge([grid.bins_of(*bracket) for bracket in brackets(sample, fars)])
+    found = _ops.scan_histogram(*pairs, **grid._asdict(), bins=BINS, keep=torch.from_numpy(keep), capacity=_KEPT)
+    pairs.check(found.status)
+    curve = Curve(found.counts.numpy()[:, ::-1])
+    result: list[Threshold | None] = []
+    for target in targets(curve.totals):
+        threshold = None
+        if target is not None:
+            place = BINS - 1 - int(np.argmax(target(curve.counts.cumsum(1))))
+            threshold = _near(pairs, target, place, found, keep) or narrowed(
+                pairs, target, *grid.edges(place, found.margin)
+            )
+        result.append(threshold)
+    return curve, result
+
+
+def _near(pairs: Pairs, target: Reached, place: int, found: _ops.Histogram, keep: np.ndarray) -> Threshold | None:
+    """The threshold whose scan score is in bin `place`, if all pairs that could have its exact score are kept.
+
+    Threshold and pairs are each within the margin of their places: pairs beyond twice the margin are on their sides.
+    """
+    import torch
+
+    if not found.kept <= _KEPT or not found.margin < BINS:
+        return None
+    first = max(0, math.floor(place - 2 * found.margin))
+    last = min(BINS - 1, math.floor(place + 1 + 2 * found.margin))
+    if not any(begin <= first and last <= end for begin, end in keep):
+        return None
+    places = found.places.numpy()
+    low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
+    near = np.flatnonzero((places >= low) & (places < high))
+    rows, columns = (torch.from_numpy(side) for side in np.divmod(found.pairs.numpy()[near], len(pairs.b)))
+    keys = _ops.scan_pairs(pairs.a, pairs.b, pairs.metric, rows, columns).numpy()
+    genuine = found.kinds.numpy()[near] == 1
+    above = found.counts[:, last + 1 :].sum(1).numpy()
+    return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
+
+
+def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
+    """The same from the exact score of every pair."""
+    first, last = _FULL
+    found = _ops.scan_between(*pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.count)
+    pairs.check(found.status)
+    impostors, genuine = _sorted(found)
+    scores = np.unique(np.concatenate([impostors, genuine]))[::-1]
+    worse = np.stack([np.searchsorted(side, scores, "left") for side in (impostors, genuine)])
+    sizes = np.array([[len(impostors)], [len(genuine)]])
+    curve = Curve(np.diff(sizes - worse, axis=1, prepend=0))
+    nothing = np.zeros(2, np.int64)
+    return curve, [target and among(target, impostors, genuine, nothing) for target in targets(curve.totals)]
+
+
+def among(target: Reached, impostors: np.ndarray, genuine: np.ndarray, above: Counts) -> Threshold | None:
+    """The target's threshold if it is one of these scores, ascending, with `above` better than all of them."""
+    scores = np.sort(np.concatenate([impostors, genuine]))
+
+    def counts(score: float, side: Literal["left", "right"]) -> Counts:
+        worse = [np.searchsorted(impostors, score, side), np.searchsorted(genuine, score, side)]
+        return above + np.array([len(impostors), len(genuine)]) - worse
+
+    reached = bisect.bisect_left(scores, True, key=lambda score: not target(counts(score, "left")))
+    if reached == 0 or target(above):
+        return None
+    score = float(scores[reached - 1])
+    return Threshold(score, counts(score, "right"), counts(score, "left"))
+
+
+def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshold:
+    """The target's threshold by passes over exact scores, each over a part of the range of the one before."""
+    largest = np.finfo(float).max
+    first, last = (int(ordered(np.clip(end, -largest, largest))) for end in (low, high))
+    while True:
+        shift = _shift(first, last)
+        found = _ops.scan_between(*pairs, lowest=first, shift=shift, bins=BINS, capacity=_KEPT)
+        pairs.check(found.status)
+        counts = found.counts.numpy()
+        accepted = counts[:, ::-1].cumsum(1)
+        at = int(np.argmax(target(accepted)))
+        place = BINS - 1 - at
+        if place in (0, BINS - 1):  # not in the range after all
+            first, last = _FULL
+        elif found.kept <= _KEPT:
+            threshold = among(target, *_sorted(found), counts[:, -1])
+            assert threshold is not None
+            return threshold
+        elif shift == 0:
+            return Threshold(float(unordered(first + place - 1)), accepted[:, at - 1], accepted[:, at])
+        else:
+            first += (place - 1) << shift
+            last = first + (1 << shift) - 1
+
+
+def ordered(key: Any) -> Any:
+    """float64 as integers in the same order; -0.0 and 0.0 are one."""
+    bits = np.asarray(key, np.float64).view(np.int64)
+    return np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
+
+
+def unordered(value: int) -> Any:
+    """The float64 of such an integer."""
+    return np.array(value if value >= 0 else -(2**63) - value, np.int64).view(np.float64)
+
+
+_FULL = (int(ordered(-np.finfo(float).max)), int(ordered(np.finfo(float).max)))
+
+
+def _shift(first: int, last: int) -> int:
+    """So that all bins but two cover a range of ordered values."""
+    return max(0, -(-(last - first + 1) // (BINS - 2)) - 1).bit_length()
+
+
+def _sorted(found: _ops.Between) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of impostors and of genuine pairs, ascending."""
+    keys, genuine = found.keys.numpy(), found.kinds.numpy() == 1
+    return np.sort(keys[~genuine]), np.sort(keys[genuine])
