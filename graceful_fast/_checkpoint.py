@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 _MAGIC = b"graceful_fast.checkpoint 1\n"
 _SECONDS = 2.0  # between two saves: what a kill can cost
+_PAUSES = 20  # ... and at least so many times what the last save took: a large state costs no more than 5 %
 
 
 class Checkpoint:
-    """Tensors and a position, saved at most every two seconds; `work` says what they belong to.
+    """Tensors and a position, saved every two seconds, less often where that takes long; `work`: what they belong to.
 
     One file, `state`: a line that names the format, a line of JSON (work, position, size and SHA-256 of the rest), the
     tensors' bytes one after the other. The directory is locked: two runs of the same work would take turns in losing
@@ -30,7 +31,7 @@ class Checkpoint:
         self._home = Path(directory)
         self._path = self._home / "state"
         self._work = work
-        self._saved = time.monotonic()
+        self._next = time.monotonic() + _SECONDS
 
     def __enter__(self) -> "Checkpoint":
         try:
@@ -101,10 +102,11 @@ class Checkpoint:
     @property
     def due(self) -> bool:
         """Whether the last save is long enough ago."""
-        return time.monotonic() - self._saved >= _SECONDS
+        return time.monotonic() >= self._next
 
     def save(self, position: int, tensors: "list[torch.Tensor]") -> None:
         """Replace the file."""
+        start = time.monotonic()
         parts = [bytes_of(tensor) for tensor in tensors]
         head: dict[str, Any] = {"work": self._work, "position": position, "bytes": sum(map(len, parts))}
         head["checksum"] = _checksum(head, parts)
@@ -114,7 +116,8 @@ class Checkpoint:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        self._saved = time.monotonic()
+        end = time.monotonic()
+        self._next = end + max(_SECONDS, _PAUSES * (end - start))
 
 
 def _checksum(head: dict[str, Any], parts: list[memoryview]) -> str:

@@ -39,6 +39,7 @@ def block_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(_search_blocks, "_FEWEST_ROWS", rows)
         monkeypatch.setattr(_search_blocks, "_BLOCK_BYTES", 1)
         monkeypatch.setattr(_checkpoint, "_SECONDS", 0.0)
+        monkeypatch.setattr(_checkpoint, "_PAUSES", 0)
 
     return set_rows
 
@@ -275,7 +276,7 @@ def as_parquet(path: Path) -> Path:
     ("source", "options"),
     [
         pytest.param(lambda folder: folder / "g.npy", {}, id="npy"),
-        pytest.param(lambda folder: folder / "g.npy", {"mapped": True}, id="mapped"),
+        pytest.param(lambda folder: folder / "g.npy", {"mapped": True}, id="mapped", marks=pytest.mark.slow),
         pytest.param(lambda folder: folder / "g.i8bin", {}, id="i8bin"),
         pytest.param(lambda folder: prepared(folder / "g.npy"), {}, id="prepared"),
         pytest.param(lambda folder: folder / "bytes.npy", {"mapped": True}, id="mapped-bytes", marks=pytest.mark.slow),
@@ -355,6 +356,21 @@ def test_what_stops_the_search_between_two_saves_is_not_lost(
     with pytest.raises(OSError, match="at 400"):
         gf.knn(QUERY_ROWS, gallery, K, checkpoint=tmp_path / "c", progress=stop_at(400, OSError))
     assert position(tmp_path / "c") == 400
+
+
+def test_a_state_that_takes_long_to_save_is_saved_less_often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(_checkpoint.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(_checkpoint.os, "fsync", lambda file: clock.__setitem__(0, clock[0] + 1))  # a slow disk
+    with _checkpoint.Checkpoint(tmp_path, {}) as saved:
+        due = []
+        for _ in range(30):
+            clock[0] += 1
+            due.append(saved.due)
+            if saved.due:
+                saved.save(0, [torch.zeros(1)])
+    assert due.index(True) == 1
+    assert due[2:].index(True) == 19
 
 
 @pytest.mark.parametrize("source", [open_shards, open_parquet, open_array])
@@ -524,6 +540,7 @@ from graceful_fast import _checkpoint, _search_blocks
 
 folder, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 _search_blocks._FEWEST_ROWS, _search_blocks._BLOCK_BYTES, _checkpoint._SECONDS = 50, 1, 0.0
+_checkpoint._PAUSES = 0
 random.seed(seed)
 
 def search():
