@@ -81,11 +81,11 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     if search.prepared and gallery.array is None:
         row_bytes += dim * itemsize
     # The queries, should they be a copy or mapped; packed for each thread that scans; the best so far in three forms;
-    # the scan's panels and first floors.
+    # the scan's panels.
     packed = min(count, QUERIES_A_TASK) * (4 * dim + stride + 100)
-    floors = min(8 << 20, count * 4 * max(2048, 4 * search.k))
-    fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + floors + (2 << 20))
-    least = 6 * 16 * count * (search.k + 32)  # candidates, the list made of them, and its sorting
+    fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + (2 << 20))
+    copies = 6 if search.prepared and gallery.array is None else 1  # of candidates: the list made of them, its sorting
+    least = copies * 16 * count * (search.k + 32)
     fewest = min(_FEWEST_ROWS, len(gallery))
     needed = fixed + least + fewest * row_bytes
     if memory_limit < needed:
@@ -93,9 +93,9 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
             f"memory_limit: expected at least {needed} bytes for {count} queries of dim {dim} and k = {search.k}, "
             f"got {memory_limit}"
         )
-    candidates = max(least, min(6 * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
+    candidates = max(least, min(copies * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
     rows = (memory_limit - fixed - candidates) // row_bytes
-    return BlockPlan(max(fewest, min(rows, most)), candidates // 6)
+    return BlockPlan(max(fewest, min(rows, most)), candidates // copies)
 
 
 def search_blocks(

@@ -13,7 +13,6 @@ inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 template <class T>
 class Buffer {
  public:
-  Buffer() = default;
   explicit Buffer(int64_t count)
       : data_(static_cast<T*>(std::aligned_alloc(64, (size_t(count) * sizeof(T) + 127) / 64 * 64))) {
     if (!data_) throw std::bad_alloc();
@@ -21,14 +20,10 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data_); }
-  void swap(Buffer& other) {
-    T* const data = data_;
-    data_ = other.data_, other.data_ = data;
-  }
   operator T*() const { return data_; }
 
  private:
-  T* data_ = nullptr;
+  T* data_;
 };
 
 }  // namespace

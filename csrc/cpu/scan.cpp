@@ -137,7 +137,7 @@ Tensor scan_collect(const Tensor& queries, const Tensor& gallery, const std::opt
   params.coded = (coded || params.codes.data) && params.dim <= kLargestCodedDim;
   Tensor status = new_status();
   if (params.queries.rows == 0 || params.gallery.rows == 0) return status;
-  Collection found(params, kernels, params.coded ? 16 : 2, params.coded ? 128 : 32, candidate_bytes);
+  Collection found(params, kernels, params.coded ? 16 : 2, params.coded ? 128 : 64, candidate_bytes);
   int64_t* const state = mutable_pointer<int64_t>(status);
   if (found.scan(state)) settle(params, kernels, state);
   return status;

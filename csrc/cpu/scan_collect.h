@@ -103,14 +103,14 @@ class Collector {
     }
   }
 
-  // Enough for a floor that most rows do not reach; none where all queries know one, or rows are few.
+  // Enough for a floor that most rows do not reach; none where all queries know one, or rows are few. Their scores lie
+  // where candidates will.
   int64_t seeds(int64_t rows) {
-    const int64_t wanted = least(least(rows / 16, kMostSeedScores / count_), most(kSeeds, 4 * p_.k)) / kN * kN;
+    const int64_t room = p_.capacity * int64_t(sizeof(Candidate) / sizeof(float));
+    const int64_t wanted = least(least(rows / 16, room), most(kSeeds, 4 * p_.k)) / kN * kN;
     bool known = true;
     for (int64_t i = 0; i < count_; ++i) known = known && states_[i].floor > -__builtin_inf();
-    if (known || wanted < p_.k || wanted < kFewestSeeds) return 0;
-    Buffer<float>(count_ * wanted + kFloats).swap(seed_bounds_);
-    return seeds_ = wanted;
+    return seeds_ = known || wanted < p_.k || wanted < kFewestSeeds ? 0 : wanted;
   }
 
   double floor(int64_t i) const { return states_[i].floor; }
@@ -123,12 +123,11 @@ class Collector {
 
   void end_seed(bool whole) {
     for (int64_t i = 0; whole && seeds_ > 0 && i < count_; ++i) {
-      const double floor = kth_bound(seed_bounds_ + i * seeds_, seeds_, p_.k);
+      const double floor = kth_bound(seed_scores(i), seeds_, p_.k);
       if (floor > states_[i].floor) states_[i].floor = floor;
       share_floor(i);
     }
     seeds_ = 0;
-    Buffer<float>().swap(seed_bounds_);
   }
 
   // One loop over all set bits of the tile: a loop for each query would mispredict its end each time.
@@ -164,7 +163,7 @@ class Collector {
     for (int64_t r = 0; r < tile.queries; ++r) {
       const int64_t query = tile.query + r;
       const float error = above(engine.largest_error(query));
-      float* const to = seed_bounds_ + query * seeds_ + engine.chunk.before + tile.slot;
+      float* const to = seed_scores(query) + engine.chunk.before + tile.slot;
       for (int64_t j = 0; j < tile.columns; ++j) {
         const float score = tile.scores[r * kN + j], bound = score - error;
         to[j] = bound - __builtin_fabsf(bound) * 0x1p-22f - __builtin_fabsf(score) * 0x1p-22f - 0x1p-100f;
@@ -176,7 +175,9 @@ class Collector {
     }
   }
 
-  static constexpr int64_t kSeeds = 2048, kFewestSeeds = 256, kMostSeedScores = int64_t(1) << 21;
+  float* seed_scores(int64_t i) const { return reinterpret_cast<float*>(candidates(i)); }
+
+  static constexpr int64_t kSeeds = 2048, kFewestSeeds = 128;
 
   struct State {
     double floor;
@@ -255,7 +256,6 @@ class Collector {
   const Query* const queries_;
   const int64_t first_, part_, count_, kept_;
   int64_t seeds_ = 0;          // while they are scanned
-  Buffer<float> seed_bounds_;  // [count, seeds]
   const bool labelled_;
   Buffer<State> states_;
   Buffer<Settled> settled_;  // [capacity] of the query being settled
