@@ -1,5 +1,6 @@
 """A checkpoint: the state of long work in a directory, replaced whole after each step that is done."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,17 +22,34 @@ class Checkpoint:
     """Tensors and a position, saved at most every two seconds; `work` says what they belong to.
 
     One file, `state`: a line that names the format, a line of JSON (work, position, size and SHA-256 of the rest), the
-    tensors' bytes one after the other.
+    tensors' bytes one after the other. The directory is locked: two runs of the same work would take turns in losing
+    what the other has saved.
     """
 
     def __init__(self, directory: str | os.PathLike[str], work: dict[str, Any]) -> None:
-        self._path = Path(directory) / "state"
+        self._home = Path(directory)
+        self._path = self._home / "state"
         self._work = work
         self._saved = time.monotonic()
+
+    def __enter__(self) -> "Checkpoint":
         try:
-            Path(directory).mkdir(parents=True, exist_ok=True)
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise OSError(f"checkpoint: {directory}: cannot make the directory: {error.strerror}") from error
+            raise OSError(f"checkpoint: {self._home}: cannot make the directory: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in self._home.glob("state.*.partial"):  # by a run that was killed while it wrote
+                left.unlink()
+        except OSError as error:
+            os.close(self._lock)
+            reason = "in use by another search" if isinstance(error, BlockingIOError) else error.strerror
+            raise OSError(f"checkpoint: {self._home}: cannot use the directory: {reason}") from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._lock)
 
     def load(self, tensors: "list[torch.Tensor]") -> int:
         """Fill the tensors with what was saved; the position, 0 if nothing was.
@@ -48,7 +66,9 @@ class Checkpoint:
         head, state = self._parse(content)
         for name, value in self._work.items():
             if (saved := head["work"].get(name)) != value:
-                raise ValueError(f"checkpoint: {self._path}: expected the state of {name} {value!r}, got {saved!r}")
+                raise ValueError(
+                    f"checkpoint: {self._path}: belongs to another search: {name}: expected {value!r}, got {saved!r}"
+                )
         for tensor in tensors:
             memory = bytes_of(tensor)
             memory[:] = state[: len(memory)]
@@ -56,25 +76,35 @@ class Checkpoint:
         return int(head["position"])
 
     def _parse(self, content: bytes) -> tuple[dict[str, Any], memoryview]:
-        end = content.find(b"\n", len(_MAGIC))
-        if not content.startswith(_MAGIC) or end < 0:
-            raise ValueError(f"checkpoint: {self._path}: expected a state of this package's, got {content[:30]!r}")
+        if not content.startswith(_MAGIC):
+            raise ValueError(
+                f"checkpoint: {self._path}: expected a file that starts with {_MAGIC!r}, "
+                f"got {len(content)} bytes that start with {content[: len(_MAGIC)]!r}"
+            )
+        head_bytes, newline, _ = content[len(_MAGIC) :].partition(b"\n")
+        state = memoryview(content)[len(_MAGIC) + len(head_bytes) + len(newline) :]
         try:
-            head = json.loads(content[len(_MAGIC) : end])
+            head = json.loads(head_bytes)
             size, checksum = int(head["bytes"]), str(head["checksum"])
+            got = _checksum(head, [state])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"checkpoint: {self._path}: damaged: its head is not readable") from error
-        state = memoryview(content)[end + 1 :]
+            raise ValueError(
+                f"checkpoint: {self._path}: damaged: expected a head of JSON, got one of {len(head_bytes)} bytes that "
+                f"is not readable, in a file of {len(content)}"
+            ) from error
         if len(state) != size:
             raise ValueError(f"checkpoint: {self._path}: damaged: expected {size} bytes of state, got {len(state)}")
-        if _checksum(head, [state]) != checksum:
-            raise ValueError(f"checkpoint: {self._path}: damaged: expected SHA-256 {checksum}")
+        if got != checksum:
+            raise ValueError(f"checkpoint: {self._path}: damaged: expected SHA-256 {checksum}, got {got}")
         return head, state
 
-    def save(self, position: int, tensors: "list[torch.Tensor]", *, now: bool = False) -> None:
-        """Replace the file, unless the last save is a moment ago; `now`: in any case."""
-        if not now and time.monotonic() - self._saved < _SECONDS:
-            return
+    @property
+    def due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._saved >= _SECONDS
+
+    def save(self, position: int, tensors: "list[torch.Tensor]") -> None:
+        """Replace the file."""
         parts = [bytes_of(tensor) for tensor in tensors]
         head: dict[str, Any] = {"work": self._work, "position": position, "bytes": sum(map(len, parts))}
         head["checksum"] = _checksum(head, parts)

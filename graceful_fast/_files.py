@@ -1,11 +1,13 @@
 """Files of the command line: arrays (mapped, never unpickled), names, results. Errors start with the path."""
 
+import json
 import os
+import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -80,6 +82,36 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if error.strerror is None:  # it has its own words
             raise
         raise OSError(f"{path}: cannot write: {error.strerror}") from error
+
+
+@contextmanager
+def json_output(target: Path | None) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """What writes the result as JSON: to a file, to stdout for `-`, nowhere for None.
+
+    The file is opened first: a name that cannot be written is known before the work is done.
+    """
+
+    def text(content: dict[str, Any]) -> str:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    if target is None:
+        yield lambda content: None
+    elif str(target) == "-":
+        yield lambda content: sys.stdout.write(text(content))
+    else:
+        with replacing(target) as file:
+            yield lambda content: file.write(text(content).encode())
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """ValueError if two results would go to one file, or a result to the file of an input."""
+    taken = {os.path.realpath(path): option for option, path in inputs if path is not None}
+    for option, path in outputs.items():
+        if path is None or str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+            continue
+        other = taken.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise ValueError(f"{option} {path}: expected another file than that of {other}")
 
 
 def write_text(text: str, path: Path) -> None:

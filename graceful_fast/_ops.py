@@ -293,6 +293,10 @@ CANDIDATE_BYTES = 256 << 20
 """What rows that are not settled yet may take: beyond, threads share the queries instead of the gallery."""
 
 
+QUERIES_A_TASK = 4096 + 16
+"""Most queries that a thread packs at a time: kMostQueriesATask of csrc/cpu/scan.cpp, and a panel."""
+
+
 class ScanStatus(NamedTuple):
     """What a scan op found, as numbered in csrc/cpu/scan.cpp."""
 

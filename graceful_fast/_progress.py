@@ -9,7 +9,7 @@ Progress = Callable[[int, int | None], None]
 
 
 class ProgressLine:
-    """Rows done, their rate and the time that remains, on one line of standard error, at most ten times a second."""
+    """Rows done, their rate and the time that remains, on standard error: one line of a terminal, a few of a log."""
 
     def __init__(self, verb: str, done: int = 0) -> None:
         self._verb = verb
@@ -20,7 +20,7 @@ class ProgressLine:
     def __call__(self, done: int, total: int | None) -> None:
         """Show that `done` of `total` rows are done."""
         now = time.monotonic()
-        if done != total and now - self._shown < 0.1:
+        if done != total and now - self._shown < (0.1 if sys.stderr.isatty() else 10):
             return
         self._shown = now
         rate = (done - self._first) / max(now - self._start, 1e-9)

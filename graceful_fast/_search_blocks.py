@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import bytes_of
 from ._checkpoint import Checkpoint
-from ._progress import Progress
+from ._progress import Progress, progress_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,11 @@ class Labels(NamedTuple):
 
     def block(self, first: int, end: int) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
         """Those of all queries and of the gallery's rows first .. end - 1."""
-        return self.of_queries, None if self.of_gallery is None else self.of_gallery[first:end]
+        import torch
+
+        if self.of_gallery is None:
+            return self.of_queries, None
+        return self.of_queries, self.of_gallery[first:end].to(torch.int64).contiguous()
 
 
 class Search(NamedTuple):
@@ -57,25 +61,32 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
 
     `whole`: rows in memory are one block.
     """
-    from ._ops import CANDIDATE_BYTES, code_stride, threads
+    from ._ops import CANDIDATE_BYTES, QUERIES_A_TASK, code_stride, threads
 
     count, dim = search.queries.shape
     itemsize = gallery.dtype.itemsize
     if gallery.array is not None and memory_limit is None and whole:
         return BlockPlan(max(1, len(gallery)), CANDIDATE_BYTES)
     stride = code_stride(dim)
-    # Two blocks are in memory, one being read; bytes become float32 for the scan. Of codes also the facts, and the
-    # originals of whatever is listed: at worst the whole block, and again float32 for the scan.
+    # Bytes become float32 for the scan, once more in the block and once in what is taken of it.
     as_floats = 4 * dim if itemsize == 1 else 0
+    most = max(_FEWEST_ROWS, _BLOCK_BYTES // (as_floats or dim * itemsize))
+    if memory_limit is None:
+        return BlockPlan(most, CANDIDATE_BYTES)
+    # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed: at
+    # worst the whole block.
     row_bytes = 2 * dim * itemsize + as_floats
     if search.prepared:
         row_bytes += 2 * (stride + 12)
-    if memory_limit is None:
-        return BlockPlan(max(_FEWEST_ROWS, _BLOCK_BYTES // (dim * itemsize)), CANDIDATE_BYTES)
-    # Packed queries for each thread; the best so far in three forms; the scan's panels and first floors.
-    fixed = count * (threads() * (4 * dim + stride + 100) + 40 * search.k) + threads() * (10 << 20)
+    if search.prepared and gallery.array is None:
+        row_bytes += dim * itemsize
+    # The queries, should they be a copy or mapped; packed for each thread that scans; the best so far in three forms;
+    # the scan's panels and first floors.
+    packed = min(count, QUERIES_A_TASK) * (4 * dim + stride + 100)
+    fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + (10 << 20))
     least = 6 * 16 * count * (search.k + 32)  # candidates, the list made of them, and its sorting
-    needed = fixed + least + _FEWEST_ROWS * row_bytes
+    fewest = min(_FEWEST_ROWS, len(gallery))
+    needed = fixed + least + fewest * row_bytes
     if memory_limit < needed:
         raise ValueError(
             f"memory_limit: expected at least {needed} bytes for {count} queries of dim {dim} and k = {search.k}, "
@@ -83,7 +94,7 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
         )
     candidates = max(least, min(6 * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
     rows = (memory_limit - fixed - candidates) // row_bytes
-    return BlockPlan(max(_FEWEST_ROWS, min(rows, _BLOCK_BYTES // (dim * itemsize))), candidates // 6)
+    return BlockPlan(max(fewest, min(rows, most)), candidates // 6)
 
 
 def search_blocks(
@@ -92,29 +103,50 @@ def search_blocks(
     keys: "torch.Tensor",
     rows: "torch.Tensor",
     plan: BlockPlan,
-    progress: Progress,
+    progress: bool | Progress,
     checkpoint: str | os.PathLike[str] | None,
 ) -> "Generator[tuple[int, ScanStatus], None, None]":
     """Bring all rows into `keys` and `rows`, the best so far; yields (first row, status) of each scan of a block.
 
     Whoever iterates checks the status; what was brought in before stays in the checkpoint.
     """
-    state = [keys, rows]
+    gallery.check_unchanged()
+    if checkpoint is None:
+        yield from _search_from(0, search, gallery, keys, rows, plan, progress_of(progress, "searched"), None)
+        return
+    with Checkpoint(checkpoint, work_of(search, gallery)) as saved:
+        position = saved.load([keys, rows])
+        shown = progress_of(progress, "searched", position)
+        yield from _search_from(position, search, gallery, keys, rows, plan, shown, saved)
+
+
+def _search_from(
+    position: int,
+    search: Search,
+    gallery: "Gallery",
+    keys: "torch.Tensor",
+    rows: "torch.Tensor",
+    plan: BlockPlan,
+    progress: Progress,
+    saved: Checkpoint | None,
+) -> "Generator[tuple[int, ScanStatus], None, None]":
     total = len(gallery)
-    saved = Checkpoint(checkpoint, work_of(search, gallery)) if checkpoint is not None else None
-    position = done = saved.load(state) if saved else 0
+    done = position
     progress(done, total)
     try:
         for first, end, status in _Scan(search, gallery, keys, rows, plan).run(position):
             done = end
             yield first, status
-            if saved:
-                saved.save(done, state, now=done == total)
+            if done == total or (saved and saved.due):
+                gallery.check_unchanged()  # rows of a file that was being changed are nobody's answer
+                if saved:
+                    saved.save(done, [keys, rows])
             progress(done, total)
     except (OSError, ValueError, GeneratorExit):
         # From reading, or from whoever iterates: the state is that of `done`. After an interrupt it may be ahead.
         if saved and done > position:
-            saved.save(done, state, now=True)
+            gallery.check_unchanged()
+            saved.save(done, [keys, rows])
         raise
 
 
@@ -153,12 +185,12 @@ class _Scan:
         self, first: int, block: "torch.Tensor", codes: "tuple[torch.Tensor, torch.Tensor] | None"
     ) -> "ScanStatus":
         from . import _ops
-        from .search import as_floats
+        from .search import as_scanned
 
         search, end = self._search, first + len(block)
         return _ops.scan_collect(
             search.queries,
-            as_floats(block),
+            as_scanned(block),
             self._keys,
             self._rows,
             search.metric,
@@ -172,7 +204,7 @@ class _Scan:
 
     def _shortlist(self, first: int, codes: "tuple[torch.Tensor, torch.Tensor]") -> "ScanStatus":
         from . import _ops
-        from .search import as_floats
+        from .search import as_scanned
 
         search, end = self._search, first + len(codes[0])
         offsets, listed, status = _ops.scan_shortlist(
@@ -189,7 +221,7 @@ class _Scan:
             return status
         wanted, places = listed.unique(return_inverse=True)
         wanted += first
-        taken = as_floats(self._gallery.take(wanted.numpy()))
+        taken = as_scanned(self._gallery.take(wanted.numpy()))
         settled = _ops.scan_settle(
             search.queries, taken, wanted, offsets, places, self._keys, self._rows, search.metric
         ).settled
@@ -199,7 +231,9 @@ class _Scan:
 def work_of(search: Search, gallery: "Gallery") -> dict[str, Any]:
     """What a checkpoint belongs to: any difference would change the answer."""
     labels = [*search.ids, *search.groups]
+    files = {f"file {path}": f"{size} bytes of mtime_ns {mtime_ns}" for path, size, mtime_ns in gallery.files}
     return {
+        **files,  # the fingerprint tells them apart, too, but not which it is
         "queries": _fingerprint(search.queries),
         "gallery": gallery.fingerprint(),
         "k": search.k,

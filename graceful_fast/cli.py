@@ -1,11 +1,11 @@
 """The command line. Each command checks its input, calls one public function, and prints or writes what it returns."""
 
-import json
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, cast
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
-from ._files import read_array, read_names, replacing, write_text
+from ._files import check_outputs, json_output, read_array, read_names, replacing, write_text
 
 BAD_INPUT, UNEXPECTED = 2, 70
 INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT, SIGPIPE, as a shell says it
@@ -25,6 +25,17 @@ INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT, SIGPIPE, as a shell says it
 commands = typer.Typer(name="graceful-fast", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("ib", 1024), ("b", 1000))
+}
+
+GallerySource = Annotated[
+    str, typer.Argument(metavar="GALLERY", help="A file, a directory, a quoted pattern, or what `prepare` has written.")
+]
+Key = Annotated[str | None, typer.Option("--key", help="Which array or column of GALLERY.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Of raw files: float32, float16, int8, ...")]
+Dim = Annotated[int | None, typer.Option("--dim", help="Of raw files: values in a row.")]
+Offset = Annotated[int, typer.Option("--offset", help="Of raw files: bytes before the first row.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file, - for stdout.")]
 
 
@@ -72,36 +83,6 @@ def unexpected(error: Exception) -> int:
 def drop_output() -> None:
     """What stdout could not take is not tried again when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def json_output(target: Path | None) -> Iterator[Callable[[dict[str, Any]], object]]:
-    """What writes the result as JSON: to a file, to stdout for `-`, nowhere for None.
-
-    The file is opened first: a name that cannot be written is known before the work is done.
-    """
-
-    def text(content: dict[str, Any]) -> str:
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-    if target is None:
-        yield lambda content: None
-    elif str(target) == "-":
-        yield lambda content: sys.stdout.write(text(content))
-    else:
-        with replacing(target) as file:
-            yield lambda content: file.write(text(content).encode())
-
-
-def check_outputs(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
-    """ValueError if two results would go to one file, or a result to the file of an input."""
-    taken = {os.path.realpath(path): option for option, path in inputs.items() if path is not None}
-    for option, path in outputs.items():
-        if path is None or str(path) == "-" or (os.path.exists(path) and not os.path.isfile(path)):
-            continue
-        other = taken.setdefault(os.path.realpath(path), option)
-        if other != option:
-            raise ValueError(f"{option} {path}: expected another file than that of {other}")
 
 
 @contextmanager
@@ -173,7 +154,7 @@ def compare(
         "inputs": inputs_file,
     }
     options = {name: "--labels" if name == "target" else f"--{name}" for name in files}
-    check_outputs({"--html": html_file, "--json": json_file}, {options[name]: file for name, file in files.items()})
+    check_outputs({"--html": html_file, "--json": json_file}, ((options[name], file) for name, file in files.items()))
     typed = {name: f"{options[name]} {file}" for name, file in files.items()}
     with json_output(json_file) as write_json:
         with naming(typed | {"topk": "--topk"}):
@@ -195,36 +176,81 @@ def compare(
 
 @commands.command()
 def search(
-    queries_file: Annotated[Path, typer.Option("--queries", help="(Q, D) embeddings, .npy.")],
-    gallery_file: Annotated[Path, typer.Option("--gallery", help="(N, D) embeddings, .npy.")],
-    out_file: Annotated[
-        Path, typer.Option("--out", help="Write `indices` and `scores`, (Q, K) each, to this .npz file.")
-    ],
+    queries_file: Annotated[Path, typer.Argument(metavar="QUERIES", help="(Q, D) embeddings, in any gallery format.")],
+    gallery_source: GallerySource,
     k: Annotated[int, typer.Option("-k", "--k", help="Neighbours of each query.")] = 10,
     metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
+    scan: Annotated[str, typer.Option("--scan", help="auto, int8 or float32; the answer is the same.")] = "auto",
+    memory_limit: Annotated[
+        str | None, typer.Option("--memory-limit", help="How much memory the search may take: 2GiB, 500MB, bytes.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Directory to go on from when the search was stopped.")
+    ] = None,
+    npz_file: Annotated[
+        Path | None, typer.Option("--output", help="Write `indices` and `scores` to this .npz.")
+    ] = None,
+    indices_file: Annotated[
+        Path | None, typer.Option("--indices", help="Write (Q, K) int64 rows to this .npy.")
+    ] = None,
+    scores_file: Annotated[Path | None, typer.Option("--scores", help="Write (Q, K) float32 to this .npy.")] = None,
+    queries_key: Annotated[str | None, typer.Option("--queries-key", help="Which array of QUERIES.")] = None,
+    key: Key = None,
+    dtype: Dtype = None,
+    dim: Dim = None,
+    offset: Offset = 0,
+    model: Annotated[str | None, typer.Option("--model", help="The model that GALLERY must be prepared for.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """The exact nearest neighbours of every query."""
-    check_outputs({"--out": out_file, "--json": json_file}, {"--queries": queries_file, "--gallery": gallery_file})
-    queries, gallery = read_array(queries_file), read_array(gallery_file)
+    """The exact nearest neighbours of every query, in a gallery of files that may be larger than memory."""
+    from .gallery import Gallery
     from .search import knn
 
-    typed = {"queries": f"--queries {queries_file}", "gallery": f"--gallery {gallery_file}"}
-    with json_output(json_file) as write_json:
-        with replacing(out_file) as file, naming(typed | {"k": "-k", "metric": "--metric"}):
+    outputs = {"--output": npz_file, "--indices": indices_file, "--scores": scores_file}
+    if not any(outputs.values()):
+        raise ValueError("search: expected at least one of --output, --indices, --scores, got none")
+    limit = None if memory_limit is None else byte_count(memory_limit, "--memory-limit")
+    rows = Gallery.open(queries_file, key=queries_key)
+    gallery = Gallery.open(gallery_source, key=key, dtype=dtype, dim=dim, offset=offset, model=model)
+    inputs = [("QUERIES", rows), ("GALLERY", gallery)]
+    check_outputs(
+        outputs | {"--json": json_file}, ((name, state.path) for name, source in inputs for state in source.files)
+    )
+    options = {name: f"--{name.replace('_', '-')}" for name in ("metric", "scan", "memory_limit")}
+    typed = {"queries": str(queries_file), "gallery": gallery_source, "k": "-k"} | options
+    with json_output(json_file) as write_json, ExitStack() as files:
+        opened = {name: files.enter_context(replacing(path)) for name, path in outputs.items() if path is not None}
+        queries = rows.load().array
+        with naming(typed):
             start = perf_counter()
-            found = knn(queries, gallery, k, metric=cast(Any, metric))  # knn itself checks the name
+            found = knn(
+                queries,
+                gallery,
+                k,
+                metric=cast(Any, metric),  # knn itself checks the names
+                scan=cast(Any, scan),
+                progress=sys.stderr.isatty(),
+                memory_limit=limit,
+                checkpoint=checkpoint,
+                info=True,
+            )
             seconds = perf_counter() - start
-            np.savez(file, indices=found.indices, scores=found.scores)
+        indices, scores = found.indices.numpy(), found.scores.numpy()
+        for name, file in opened.items():
+            if name == "--output":
+                np.savez(file, indices=indices, scores=scores)
+            else:
+                np.save(file, indices if name == "--indices" else scores)
         facts = {
             "schema": "graceful_fast.search/1",
-            "queries": len(queries),
+            "queries": len(rows),
             "gallery": len(gallery),
-            "dimensions": int(gallery.shape[1]),
+            "dimensions": gallery.dim,
             "k": k,
             "metric": metric,
             "seconds": round(seconds, 6),
-            "out": str(out_file),
+            **(found.info or {}),
+            **{name.removeprefix("--"): str(path) for name, path in outputs.items() if path is not None},
         }
         write_json(facts)
     print_facts(facts, json_file)
@@ -259,7 +285,7 @@ def retrieve(
         "--query-ids": query_ids_file,
         "--gallery-ids": gallery_ids_file,
     }
-    check_outputs({"--json": json_file}, inputs)
+    check_outputs({"--json": json_file}, inputs.items())
     arrays = {option: None if path is None else read_array(path) for option, path in inputs.items()}
     from .update.matrix import compare_versions
 
@@ -291,6 +317,48 @@ def print_retrieval(facts: dict[str, Any]) -> None:
             )
     if facts["without_positive"]:
         console.print(f"{facts['without_positive']} queries have no positive in the gallery and are in no mean")
+
+
+@commands.command()
+def prepare(
+    gallery_source: GallerySource,
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A new or empty one.")],
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model that made the embeddings.")] = None,
+    key: Key = None,
+    dtype: Dtype = None,
+    dim: Dim = None,
+    offset: Offset = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Write the int8 copy of a gallery that searches read in place of it: a quarter of the bytes, the same answers."""
+    from .gallery import Gallery
+
+    gallery = Gallery.open(gallery_source, key=key, dtype=dtype, dim=dim, offset=offset)
+    check_outputs({"--json": json_file}, (("GALLERY", state.path) for state in gallery.files))
+    with json_output(json_file) as write_json:
+        start = perf_counter()
+        with naming({"gallery": gallery_source}):
+            prepared = gallery.prepare(directory, model=model, progress=sys.stderr.isatty())
+        facts = {
+            "schema": "graceful_fast.prepare/1",
+            "gallery": len(prepared),
+            "dimensions": prepared.dim,
+            "dtype": str(prepared.dtype).removeprefix("torch."),
+            "model": model,
+            "seconds": round(perf_counter() - start, 6),
+            "directory": str(directory),
+        }
+        write_json(facts)
+    print_facts(facts, json_file)
+
+
+def byte_count(text: str, option: str) -> int:
+    """The bytes that `text` means: a whole number, or any with a unit."""
+    number, unit = re.fullmatch(r"\s*([\d.]*)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    try:
+        return int(float(number) * _UNITS[unit.lower()])
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ValueError(f"{option}: expected bytes, or KiB to TiB or KB to TB as in 1.5GiB, got {text!r}") from error
 
 
 def print_facts(facts: dict[str, Any], json_file: Path | None) -> None:

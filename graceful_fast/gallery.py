@@ -11,7 +11,7 @@ import numpy as np
 from . import gallery_prepared, gallery_writing
 from ._arrays import as_numpy, bytes_of
 from ._progress import Progress, progress_of
-from .gallery_rows import ITEMSIZE, ArrayRows, Blocks, Rows, check_range
+from .gallery_rows import ITEMSIZE, ArrayRows, Blocks, FileState, Rows, check_range
 from .gallery_sources import open_rows
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Gallery:
         array: (N, dim) tensor where the rows lie in memory, else None.
         codes: the int8 copy of a prepared gallery, else None: `codes.blocks(rows, start, stop)` yields
             (first row, codes (n, stride) int8, facts (n, 3) float32: scale, norm of the residual, norm of the row).
+        files: (path, size, mtime_ns) of each file it is read from, as it was when opened.
         model: name of the model that a prepared gallery was made with, or None.
     """
 
@@ -141,6 +142,11 @@ class Gallery:
         return self._rows.array if isinstance(self._rows, ArrayRows) else None
 
     @property
+    def files(self) -> tuple[FileState, ...]:  # noqa: D102
+        codes = (*self.codes.codes.files, *self.codes.facts.files) if self.codes else ()
+        return *self._rows.files, *codes
+
+    @property
     def codes(self) -> gallery_prepared.Codes | None:  # noqa: D102
         return self._codes
 
@@ -194,8 +200,7 @@ class Gallery:
 
     def check_unchanged(self) -> None:
         """OSError, with sizes and times of modification, if a file has changed since it was opened."""
-        codes = (*self.codes.codes.files, *self.codes.facts.files) if self.codes else ()
-        for state in (*self._rows.files, *codes):
+        for state in self.files:
             state.check()
 
     def load(self) -> "Gallery":

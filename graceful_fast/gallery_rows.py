@@ -1,5 +1,6 @@
 """Where a gallery's rows come from: fixed offsets in files, an array in memory, or a stream of batches."""
 
+import mmap
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -161,6 +162,8 @@ class ArrayRows:
     array: "torch.Tensor"
     format: str = "array"
     files: tuple[FileState, ...] = ()
+    mapped: mmap.mmap | None = None
+    """The file that the array is a map of: after each block its pages leave the resident set."""
 
     @property
     def rows(self) -> int:  # noqa: D102
@@ -182,11 +185,18 @@ class ArrayRows:
         stop = self.rows if stop is None else stop
         for first in range(start, stop, rows):
             yield first, self.array[first : min(first + rows, stop)]
+            self._release()
 
     def take(self, rows: np.ndarray) -> "torch.Tensor":  # noqa: D102
         import torch
 
-        return self.array[torch.from_numpy(rows)]
+        taken = self.array[torch.from_numpy(rows)]
+        self._release()
+        return taken
+
+    def _release(self) -> None:
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass
@@ -249,6 +259,15 @@ class StreamRows:
         for first, block in self.blocks(4096, int(rows[0]), int(rows[-1]) + 1):
             low, high = np.searchsorted(rows, (first, first + len(block)))
             taken[low:high] = block[torch.from_numpy(rows[low:high] - first)]
+
+
+def mapping_of(array: Any) -> mmap.mmap | None:
+    """The map of a file that numpy.memmap has made and the array is a view of; None if it has pages of its own."""
+    mode = None
+    while array is not None and not isinstance(array, mmap.mmap):
+        mode = getattr(array, "mode", mode)
+        array = getattr(array, "base", None)
+    return array if mode in ("r", "r+", "w+") else None
 
 
 def check_range(rows: int, start: int, stop: int | None, total: int | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import gallery_arrow, gallery_containers, gallery_formats
 from ._arrays import as_tensor
-from .gallery_rows import ITEMSIZE, ArrayRows, FileRows, FileState, Rows, StreamRows
+from .gallery_rows import ITEMSIZE, ArrayRows, FileRows, FileState, Rows, StreamRows, mapping_of
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,8 @@ def _array_rows(value: Any) -> Rows:
         raise TypeError(f"gallery: expected a dense tensor, got {array.layout}")
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"gallery: expected shape (rows, dim) with a dim of at least 1, got {tuple(array.shape)}")
-    return ArrayRows(array if array.stride(1) == 1 or array.shape[1] == 1 else array.contiguous())
+    lies_in_rows = array.stride(1) == 1 or array.shape[1] == 1
+    return ArrayRows(array if lies_in_rows else array.contiguous(), mapped=mapping_of(value))
 
 
 def _concatenate(shards: list[Rows]) -> Rows:

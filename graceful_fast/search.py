@@ -2,13 +2,14 @@
 
 import os
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
 from ._arrays import as_tensor, like
-from ._progress import Progress, progress_of
+from ._progress import Progress
 from ._search_blocks import Labels, Search, plan_blocks, search_blocks
 from .gallery import Gallery
-from .gallery_rows import ArrayRows
+from .gallery_rows import ITEMSIZE, ArrayRows, mapping_of
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ def knn(
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     check_choice("scan", scan, ("auto", "int8", "float32"))
     q = as_embeddings(queries, "queries")
-    x = gallery if isinstance(gallery, Gallery) else Gallery(ArrayRows(as_embeddings(gallery, "gallery")))
+    x = gallery if isinstance(gallery, Gallery) else Gallery(array_rows(gallery, "gallery"))
     check_shapes(q, x, k)
     if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
         raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
@@ -127,10 +128,10 @@ def knn(
     keys, rows = no_neighbors(q.shape[0], k)
     plan = plan_blocks(search, x, memory_limit, whole=checkpoint is None and not progress)
     facts: Counter[str] = Counter()
-    shown = progress_of(progress, "searched")
-    for first, status in search_blocks(search, x, keys, rows, plan, shown, checkpoint):
-        raise_fault(status, q, x, first)
-        facts.update(facts_of(status))
+    with closing(search_blocks(search, x, keys, rows, plan, progress, checkpoint)) as scans:
+        for first, status in scans:
+            raise_fault(status, q, x, first)
+            facts.update(facts_of(status))
     found = Neighbors(like((-keys if metric == "l2" else keys).float(), queries), like(rows, queries))
     if info:
         found.info = {"scan": "int8" if coded or search.prepared else "float32", "isa": _ops.isa, **facts}
@@ -168,18 +169,21 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     """(rows, dim) on the CPU, floating, of unit stride within a row."""
-    import torch
+    return as_scanned(array_rows(value, name).array)
 
-    tensor = as_floats(as_tensor(value, name))
-    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+
+def array_rows(value: Any, name: str) -> ArrayRows:
+    """(rows, dim) on the CPU as it lies in memory: a block at a time becomes what the scans take."""
+    tensor = as_tensor(value, name)
+    if str(tensor.dtype).removeprefix("torch.") not in ITEMSIZE:
         raise TypeError(f"{name}: expected a floating dtype, int8 or uint8, got {tensor.dtype}")
     if tensor.device.type != "cpu":
         raise ValueError(f"{name}: expected an array on the CPU, got one on {tensor.device}")
-    if tensor.layout != torch.strided:
+    if str(tensor.layout) != "torch.strided":
         raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
     if tensor.ndim != 2:
         raise ValueError(f"{name}: expected shape (rows, dim), got {tuple(tensor.shape)}")
-    return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
+    return ArrayRows(tensor, mapped=mapping_of(value))
 
 
 def in_memory(gallery: Any) -> "torch.Tensor":
@@ -187,11 +191,10 @@ def in_memory(gallery: Any) -> "torch.Tensor":
     return as_embeddings(gallery.load().array if isinstance(gallery, Gallery) else gallery, "gallery")
 
 
-def as_floats(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Integers of 8 bits as float32, which the scans take; anything else as it is."""
-    import torch
-
-    return tensor.float() if tensor.dtype in (torch.int8, torch.uint8) else tensor
+def as_scanned(tensor: "torch.Tensor") -> "torch.Tensor":
+    """What the scans take: integers of 8 bits as float32, a unit stride within a row; anything else as it is."""
+    floats = tensor if tensor.dtype.is_floating_point else tensor.float()
+    return floats if floats.shape[1] <= 1 or floats.stride(1) == 1 else floats.contiguous()
 
 
 Sides = tuple[str, str]  # what the arguments of both sides are called
@@ -233,20 +236,22 @@ def label_pair(
     gallery: Rows,
     sides: Sides = ("query", "gallery"),
 ) -> tuple["torch.Tensor | None", "torch.Tensor | None"]:
-    """Ids or groups of both sides as contiguous int64 vectors, or None of both."""
+    """Ids or groups of both sides as vectors, those of the queries int64 and contiguous; or None of both."""
+    import torch
+
     if of_queries is None and of_gallery is None:
         return None, None
     if of_queries is None or of_gallery is None:
         missing, given = sides if of_queries is None else sides[::-1]
         raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
     return (
-        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]),
+        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]).to(torch.int64).contiguous(),
         as_labels(of_gallery, f"{sides[1]}_{kind}", len(gallery)),
     )
 
 
 def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
-    """A contiguous int64 vector of `count` on the CPU."""
+    """A vector of `count` integers on the CPU; those of a gallery become int64 a block at a time."""
     import torch
 
     tensor = as_tensor(value, name)
@@ -255,9 +260,13 @@ def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     if tuple(tensor.shape) != (count,):
         raise ValueError(f"{name}: expected shape ({count},), got {tuple(tensor.shape)}")
-    labels = tensor.to(device="cpu", dtype=torch.int64).contiguous()
-    if tensor.dtype == torch.uint64 and len(rows := (labels < 0).nonzero()):
-        raise ValueError(f"{name}: expected integers below 2^63, got {tensor[rows[0, 0]].item()} in row {rows[0, 0]}")
+    labels = tensor.to("cpu")
+    if tensor.dtype == torch.uint64:
+        labels = labels.to(torch.int64)
+        if len(rows := (labels < 0).nonzero()):
+            raise ValueError(
+                f"{name}: expected integers below 2^63, got {tensor[rows[0, 0]].item()} in row {rows[0, 0]}"
+            )
     return labels
 
 

@@ -1,7 +1,8 @@
-"""The commands compare and search: what they print and write, and one line with exit code 2 for bad input."""
+"""The commands compare, search and prepare: what they print and write, and one line with exit code 2 for bad input."""
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import graceful_fast as gf
-from graceful_fast import cli
+from graceful_fast import cli, knn
 
 OLD = np.array([[3, 1, 0], [2, 1, 0], [0, 1, 2], [0, 5, 1], [1, 0, 0]], np.float32)
 NEW = np.array([[1.5, 0, 2], [0, 1, 0], [0, 1, 2], [4, 0, 1], [1, 0, 0]], np.float32)
@@ -202,9 +203,7 @@ def test_search_writes_the_neighbours(command: Command) -> None:
     gallery = rng.standard_normal((50, 8)).astype(np.float32)
     np.save("gallery.npy", gallery)
     np.save("queries.npy", gallery[[7, 3]])
-    result = command(
-        "search", "--queries", "queries.npy", "--gallery", "gallery.npy", "-k", "4", "--out", "n.npz", "--json", "-"
-    )
+    result = command("search", "queries.npy", "gallery.npy", "-k", "4", "--output", "n.npz", "--json", "-")
     assert (result.code, result.err) == (0, "")
     facts = json.loads(result.out)
     assert (facts["queries"], facts["gallery"], facts["dimensions"], facts["k"]) == (2, 50, 8, 4)
@@ -217,33 +216,119 @@ def test_search_writes_the_neighbours(command: Command) -> None:
     assert not list(Path().glob("*.partial"))
 
 
+def test_search_takes_any_gallery_and_every_way_gives_the_same_bytes(command: Command) -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.standard_normal((3000, 16)).astype(np.float32)
+    np.save("queries.npy", gallery[:20] + 1)
+    np.savez("named.npz", queries=gallery[:20] + 1, rows=gallery, others=gallery[:, :2])
+    Path("shards").mkdir()
+    for number, part in enumerate(np.split(gallery, 3)):
+        np.save(f"shards/{number}.npy", part)
+    gallery.tofile("raw.bin")
+    assert command("prepare", "shards", "prepared", "--model", "resnet50").code == 0
+    expected = knn(gallery[:20] + 1, gallery, 5, metric="l2")
+    for source, *options in [
+        ("shards",),
+        ("shards", "--scan", "int8", "--checkpoint", "state"),
+        ("shards", "--scan", "float32", "--checkpoint", "state"),
+        ("shards/*.npy", "--memory-limit", "9.5MiB"),
+        ("prepared", "--model", "resnet50", "--memory-limit", "8 mb"),
+        ("named.npz", "--key", "rows", "--memory-limit", "9000000"),
+        ("raw.bin", "--dtype", "float32", "--dim", "16"),
+    ]:
+        outputs = ("--indices", "i.npy", "--scores", "s.npy", "--json", "facts.json")
+        result = command("search", "queries.npy", source, "-k", "5", "--metric", "l2", *outputs, *options)
+        assert (result.code, result.err) == (0, "")
+        np.testing.assert_array_equal(np.load("i.npy"), expected.indices)
+        np.testing.assert_array_equal(np.load("s.npy"), expected.scores)
+        assert np.load("i.npy").dtype == np.int64
+    assert json.loads(Path("facts.json").read_text())["indices"] == "i.npy"
+    assert command("search", "named.npz", "shards", "--queries-key", "queries", "--output", "n").code == 0
+    assert not list(Path().glob("*.partial"))
+
+
+def test_progress_is_shown_where_standard_error_is_a_terminal(command: Command) -> None:
+    line = [sys.executable, "-m", "graceful_fast", "search", "old.npy", "new.npy", "-k", "2", "--output", "n.npz"]
+    master, terminal = pty.openpty()
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=terminal) as process:
+        os.close(terminal)
+        shown = os.read(master, 4096)
+        while b"100 %" not in shown:
+            shown += os.read(master, 4096)
+    os.close(master)
+    assert process.returncode == 0
+    assert b"searched 5 of 5 rows (100 %)" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--queries", "none.npy"), "none.npy: no such file"),
-        (("--gallery", "empty.npy"), "empty.npy: expected a .npy file, got an empty file"),
-        (("-k", "6"), "-k: expected 1 to 5"),
-        (("-k", "0"), "-k: expected 1 to 5"),
-        (("--metric", "hamming"), "--metric: expected one of 'cosine', 'ip', 'l2', got 'hamming'"),
-        (("--gallery", "narrow.npy"), "--gallery narrow.npy: expected the dim of the queries"),
-        (("--queries", "long.npy"), "--queries long.npy: expected real numbers of at most 64 bits"),
-        (("--queries", "zero.npy"), "--queries zero.npy: row 3: cosine of a zero vector is undefined"),
-        (("--out", "nowhere/n.npz"), "nowhere/n.npz: cannot write"),
-        (("--out", "narrow.npy", "--gallery", "narrow.npy"), "--out narrow.npy: expected another file than"),
-        (("--json", "n.npz"), "--json n.npz: expected another file than that of --out"),
-        (("--json", "nowhere/n.json"), "nowhere/n.json: cannot write"),
+        (("none.npy", "new.npy"), "none.npy: no such file"),
+        (("old.npy", "none.npy"), "none.npy: no such file"),
+        (("old.npy", "*.fbin"), "*.fbin: expected files of this pattern, got none"),
+        (("old.npy", "empty.npy"), "empty.npy: expected b'\\x93NUMPY'"),
+        (("old.npy", "cut.npy"), "cut.npy: expected 188 bytes"),
+        (("old.npy", "new.npy", "-k", "6"), "-k: expected 1 to 5"),
+        (("old.npy", "new.npy", "-k", "0"), "-k: expected 1 to 5"),
+        (
+            ("old.npy", "new.npy", "--metric", "hamming"),
+            "--metric: expected one of 'cosine', 'ip', 'l2', got 'hamming'",
+        ),
+        (("old.npy", "new.npy", "--scan", "int4"), "--scan: expected one of 'auto', 'int8', 'float32', got 'int4'"),
+        (("old.npy", "narrow.npy"), "graceful-fast: narrow.npy: expected the dim of the queries"),
+        (("long.npy", "new.npy"), "long.npy: expected a dtype of"),
+        (("zero.npy", "new.npy"), "graceful-fast: zero.npy: row 3: cosine of a zero vector is undefined"),
+        (("old.npy", "zero.npy"), "graceful-fast: zero.npy: row 3: cosine of a zero vector is undefined"),
+        (("old.npy", "new.npy", "--key", "a"), "new.npy: key: expected None"),
+        (("old.npy", "new.npy", "--model", "vit"), "new.npy: expected a gallery of model 'vit'"),
+        (("old.npy", "new.npy", "--memory-limit", "2G"), "--memory-limit: expected bytes, or KiB to TiB"),
+        (("old.npy", "new.npy", "--memory-limit", "GiB"), "--memory-limit: expected bytes"),
+        (("old.npy", "new.npy", "--memory-limit", "9" * 400), "--memory-limit: expected bytes"),
+        (("old.npy", "new.npy", "--memory-limit", "1e400 B"), "--memory-limit: expected bytes"),
+        (("old.npy", "new.npy", "--memory-limit", "1KiB"), "--memory-limit: expected at least"),
+        (("old.npy", "new.npy", "--memory-limit", "0"), "--memory-limit: expected a number of bytes, got 0"),
+        (("old.npy", "new.npy", "--checkpoint", "y.npy"), "checkpoint: y.npy: cannot make the directory"),
+        (("old.npy", "new.npy", "--output", "nowhere/n.npz"), "nowhere/n.npz: cannot write"),
+        (("old.npy", "narrow.npy", "--output", "narrow.npy"), "--output narrow.npy: expected another file than"),
+        (("old.npy", "shards", "--output", "shards/a.npy"), "shards/a.npy: expected another file than that of GALLERY"),
+        (("old.npy", "new.npy", "--scores", "n.npz"), "--scores n.npz: expected another file than that of --output"),
+        (("old.npy", "new.npy", "--json", "n.npz"), "--json n.npz: expected another file than that of --output"),
+        (("old.npy", "new.npy", "--json", "nowhere/n.json"), "nowhere/n.json: cannot write"),
     ],
 )
 def test_bad_searches_are_one_line_and_exit_code_2(command: Command, arguments: tuple[str, ...], reason: str) -> None:
     Path("empty.npy").touch()
+    Path("cut.npy").write_bytes(Path("old.npy").read_bytes()[:-1])
     np.save("narrow.npy", OLD[:, :2])
     np.save("long.npy", OLD.astype(np.longdouble))
     np.save("zero.npy", OLD * (np.arange(5) != 3)[:, None])
-    refused(
-        command("search", "--queries", "old.npy", "--gallery", "new.npy", "-k", "2", "--out", "n.npz", *arguments),
-        reason,
-    )
+    Path("shards").mkdir()
+    np.save("shards/a.npy", OLD)
+    before = {path: path.read_bytes() for path in Path().glob("**/*.npy")}
+    output = () if "--output" in arguments else ("--output", "n.npz")
+    refused(command("search", "-k", "2", *arguments, *output), reason)
     assert not list(Path().glob("n.npz*"))
+    assert {path: path.read_bytes() for path in Path().glob("**/*.npy")} == before
+
+
+def test_a_search_without_an_output_is_refused(command: Command) -> None:
+    refused(command("search", "old.npy", "new.npy"), "expected at least one of --output, --indices, --scores")
+
+
+def test_prepare_writes_a_gallery_of_the_model(command: Command) -> None:
+    result = command("prepare", "new.npy", "prepared", "--model", "resnet50", "--json", "-")
+    assert (result.code, result.err) == (0, "")
+    facts = json.loads(result.out)
+    assert (facts["gallery"], facts["dimensions"], facts["dtype"], facts["model"]) == (5, 3, "float32", "resnet50")
+    refused(command("prepare", "new.npy", "prepared"), "prepared: expected a new or empty directory")
+    refused(command("prepare", "none.npy", "p"), "none.npy: no such file")
+    np.save("nan.npy", np.where(NEW == 4, np.nan, NEW))
+    refused(command("prepare", "nan.npy", "p"), "graceful-fast: nan.npy: row 3: expected finite numbers")
+    assert not list(Path().glob("p.*"))
+    refused(
+        command("search", "old.npy", "prepared", "--model", "vit", "--output", "n.npz"),
+        "prepared: expected a gallery of model 'vit', got one of 'resnet50'",
+    )
 
 
 def test_a_link_is_kept_and_a_pipe_is_written_to(command: Command) -> None:

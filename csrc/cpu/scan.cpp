@@ -29,14 +29,17 @@ Codes given_codes(const std::optional<Tensor>& codes, const std::optional<Tensor
   return {pointer<int8_t>(*codes), codes->size(1), pointer<float>(*facts)};
 }
 
-// Threads share the gallery first, so that each row is packed once.
+// Threads share the gallery first, so that each row is packed once; if its codes are made already, which pack at little
+// cost, the queries: rows of the whole gallery then raise each floor.
 void divide(ScanParams& params, int64_t candidates_a_query, int64_t most_candidates) {
   const int64_t q = params.queries.rows, threads = torch::stable::get_num_threads();
-  const int64_t rows_a_task = std::max(kRowsATask, 4 * candidates_a_query);
-  params.gallery_parts = std::clamp<int64_t>(
-      std::min(params.gallery.rows / rows_a_task, most_candidates / (q * candidates_a_query)), 1, threads);
+  const int64_t most_query_parts = (q + kQueriesATask - 1) / kQueriesATask;
+  const int64_t most_gallery_parts = std::min(params.gallery.rows / std::max(kRowsATask, 4 * candidates_a_query),
+                                              most_candidates / (q * candidates_a_query));
+  const int64_t query_parts = params.codes.data ? std::min(threads, most_query_parts) : 1;
+  params.gallery_parts = std::clamp<int64_t>(most_gallery_parts, 1, (threads + query_parts - 1) / query_parts);
   params.query_parts = std::max((q + kMostQueriesATask - 1) / kMostQueriesATask,
-                                std::min(threads / params.gallery_parts, (q + kQueriesATask - 1) / kQueriesATask));
+                                std::min(threads / params.gallery_parts, most_query_parts));
 }
 
 // The candidates of a scan and what its tasks report.

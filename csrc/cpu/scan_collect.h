@@ -84,6 +84,7 @@ class Collector {
         part_(task.part),
         count_(task.query_end - task.query_begin),
         kept_((params.capacity + params.k) / 2),
+        labelled_(params.query_ids || params.query_groups),
         states_(count_),
         settled_(params.capacity),
         bounds_(params.capacity + kFloats),
@@ -168,7 +169,7 @@ class Collector {
         const float score = tile.scores[r * kN + j], bound = score - error;
         to[j] = bound - __builtin_fabsf(bound) * 0x1p-22f - __builtin_fabsf(score) * 0x1p-22f - 0x1p-100f;
       }
-      if (!p_.query_ids && !p_.query_groups) continue;
+      if (!labelled_) continue;
       for (int64_t j = 0; j < tile.columns; ++j) {
         if (excluded(query, engine.row(tile.slot + j))) to[j] = -__builtin_inff();
       }
@@ -200,7 +201,7 @@ class Collector {
   // True if the floor may have risen.
   bool add(int64_t i, int64_t row, float score, double error) {
     State& state = states_[i];
-    if (score + error < state.floor || excluded(i, row) || report_.overflow) return false;
+    if (score + error < state.floor || (labelled_ && excluded(i, row)) || report_.overflow) return false;
     candidates(i)[state.count++] = {score, above(error), row};
     if (state.count < p_.capacity) return false;
     cut(i);
@@ -255,6 +256,7 @@ class Collector {
   const int64_t first_, part_, count_, kept_;
   int64_t seeds_ = 0;          // while they are scanned
   Buffer<float> seed_bounds_;  // [count, seeds]
+  const bool labelled_;
   Buffer<State> states_;
   Buffer<Settled> settled_;  // [capacity] of the query being settled
   Buffer<float> bounds_;     // [capacity] of the query being cut

@@ -55,6 +55,11 @@ struct Chunk {
   int64_t before;  // seeds scanned before these
 };
 
+// Of a query: what a coded row's residual and norm are weighed with, and the rest; float32 that round up together.
+struct CodedError {
+  float residual, norm, rest;
+};
+
 // Scores of some queries with some rows of the chunk.
 struct Tile {
   int64_t query, queries, slot, columns;
@@ -87,6 +92,7 @@ class Scan {
         limits_(panels_ * kM),
         weights_(params.coded ? 4 * panels_ * kM : 0),
         origins_(params.coded ? panels_ * kM : 0),
+        errors_(params.coded ? count_ : 0),
         starts_(slots()),
         facts_(params.coded ? 3 * slots() : 0),
         norms_(slots()),
@@ -125,12 +131,16 @@ class Scan {
 
   // How far the score of query i with the row in `slot` may be from the definition.
   double error(int64_t i, int64_t slot) const {
+    if (chunk.coded && alike_) {
+      const CodedError& e = errors_[i];
+      return (e.residual * residual(slot) + (e.norm * norm(slot) + e.rest)) * (1 + 0x1p-20f);
+    }
     const Query& query = queries_[i];
     double error = bound_.error(query.norm, norms_[slot]) * (1 + 0x1p-22);
     if (chunk.coded) {
       const double norm = norms_[slot];
       if (norm == __builtin_inf() || query.norm == __builtin_inf()) return __builtin_inf();
-      error += query.coded * residual(slot) + query.residual * norm + squares_slack(p_.metric) * norm * norm;
+      error += query.coded * residual(slot) + (query.residual + squares_slack(p_.metric) * norm) * norm;
     }
     return error;
   }
@@ -168,6 +178,7 @@ class Scan {
   // Rounded down to float32, with more than the rounding of a limit's own arithmetic to spare.
   static float below(double limit) { return float(limit - (limit < 0 ? -limit : limit) * 0x1p-22 - 0x1p-100); }
 
+  float norm(int64_t slot) const { return facts_[2 * slots() + slot]; }
   float residual(int64_t slot) const { return facts_[slots() + slot]; }
 
   // Queries as panels [dim][kM], and [words][kM] of codes; in place: as rows. False on a bad query.
@@ -343,7 +354,13 @@ class Scan {
       if (norms_[j] > largest_) largest_ = norms_[j];
       if (norms_[j] < smallest) smallest = norms_[j];
     }
-    even_ = !in_place_ && p_.metric != Metric::l2 && largest_ <= 2 * smallest;
+    alike_ = largest_ <= 2 * smallest && largest_ < __builtin_inf();
+    even_ = !in_place_ && p_.metric != Metric::l2 && alike_;
+    for (int64_t i = 0; chunk.coded && alike_ && i < count_; ++i) {
+      const Query& query = queries_[i];
+      errors_[i] = {float(query.coded), float(query.residual + squares_slack(p_.metric) * largest_),
+                    float(bound_.error(query.norm, largest_))};
+    }
     ending_.refresh(*this);
     for (int64_t i = 0; i < count_; ++i) raised(i);
   }
@@ -499,6 +516,7 @@ class Scan {
   Buffer<float> limits_;
   Buffer<float> weights_;  // [4][panels * kM] CodedQueries but the limits
   Buffer<int32_t> origins_;
+  Buffer<CodedError> errors_;  // of a chunk whose norms are alike
   Buffer<float> starts_;
   Buffer<float> facts_;  // [3][slots] scale, residual, norm of the chunk's rows
   Buffer<double> norms_;
@@ -506,7 +524,8 @@ class Scan {
   Ending ending_;
   double largest_residual_ = 0;
   double largest_ = 0;   // norm in the chunk
-  bool even_ = false;    // the chunk's norms differ by less than a factor of 2 and rows start at 0
+  bool alike_ = false;   // the chunk's norms differ by less than a factor of 2
+  bool even_ = false;    // and rows start at 0
   int64_t offered_ = 0;  // scores of the chunk that reached a limit
 };
 
