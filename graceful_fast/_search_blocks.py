@@ -83,7 +83,8 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     # The queries, should they be a copy or mapped; packed for each thread that scans; the best so far in three forms;
     # the scan's panels and first floors.
     packed = min(count, QUERIES_A_TASK) * (4 * dim + stride + 100)
-    fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + (10 << 20))
+    floors = min(8 << 20, count * 4 * max(2048, 4 * search.k))
+    fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + floors + (2 << 20))
     least = 6 * 16 * count * (search.k + 32)  # candidates, the list made of them, and its sorting
     fewest = min(_FEWEST_ROWS, len(gallery))
     needed = fixed + least + fewest * row_bytes

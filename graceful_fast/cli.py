@@ -257,6 +257,48 @@ def search(
 
 
 @commands.command()
+def prepare(
+    gallery_source: GallerySource,
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A new or empty one.")],
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model that made the embeddings.")] = None,
+    key: Key = None,
+    dtype: Dtype = None,
+    dim: Dim = None,
+    offset: Offset = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Write the int8 copy of a gallery that searches read in place of it: a quarter of the bytes, the same answers."""
+    from .gallery import Gallery
+
+    gallery = Gallery.open(gallery_source, key=key, dtype=dtype, dim=dim, offset=offset)
+    check_outputs({"--json": json_file}, (("GALLERY", state.path) for state in gallery.files))
+    with json_output(json_file) as write_json:
+        start = perf_counter()
+        with naming({"gallery": gallery_source}):
+            prepared = gallery.prepare(directory, model=model, progress=sys.stderr.isatty())
+        facts = {
+            "schema": "graceful_fast.prepare/1",
+            "gallery": len(prepared),
+            "dimensions": prepared.dim,
+            "dtype": str(prepared.dtype).removeprefix("torch."),
+            "model": model,
+            "seconds": round(perf_counter() - start, 6),
+            "directory": str(directory),
+        }
+        write_json(facts)
+    print_facts(facts, json_file)
+
+
+def byte_count(text: str, option: str) -> int:
+    """The bytes that `text` means: a whole number, or any with a unit."""
+    number, unit = re.fullmatch(r"\s*([\d.]*)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    try:
+        return int(float(number) * _UNITS[unit.lower()])
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ValueError(f"{option}: expected bytes, or KiB to TiB or KB to TB as in 1.5GiB, got {text!r}") from error
+
+
+@commands.command()
 def retrieve(
     old_queries_file: Annotated[Path, typer.Option("--old-queries", help="(Q, D) embeddings of the old model, .npy.")],
     new_queries_file: Annotated[Path, typer.Option("--new-queries", help="The same queries under the new model.")],
@@ -317,48 +359,6 @@ def print_retrieval(facts: dict[str, Any]) -> None:
             )
     if facts["without_positive"]:
         console.print(f"{facts['without_positive']} queries have no positive in the gallery and are in no mean")
-
-
-@commands.command()
-def prepare(
-    gallery_source: GallerySource,
-    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A new or empty one.")],
-    model: Annotated[str | None, typer.Option("--model", help="Name of the model that made the embeddings.")] = None,
-    key: Key = None,
-    dtype: Dtype = None,
-    dim: Dim = None,
-    offset: Offset = 0,
-    json_file: JsonFile = None,
-) -> None:
-    """Write the int8 copy of a gallery that searches read in place of it: a quarter of the bytes, the same answers."""
-    from .gallery import Gallery
-
-    gallery = Gallery.open(gallery_source, key=key, dtype=dtype, dim=dim, offset=offset)
-    check_outputs({"--json": json_file}, (("GALLERY", state.path) for state in gallery.files))
-    with json_output(json_file) as write_json:
-        start = perf_counter()
-        with naming({"gallery": gallery_source}):
-            prepared = gallery.prepare(directory, model=model, progress=sys.stderr.isatty())
-        facts = {
-            "schema": "graceful_fast.prepare/1",
-            "gallery": len(prepared),
-            "dimensions": prepared.dim,
-            "dtype": str(prepared.dtype).removeprefix("torch."),
-            "model": model,
-            "seconds": round(perf_counter() - start, 6),
-            "directory": str(directory),
-        }
-        write_json(facts)
-    print_facts(facts, json_file)
-
-
-def byte_count(text: str, option: str) -> int:
-    """The bytes that `text` means: a whole number, or any with a unit."""
-    number, unit = re.fullmatch(r"\s*([\d.]*)\s*(.*?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    try:
-        return int(float(number) * _UNITS[unit.lower()])
-    except (KeyError, ValueError, OverflowError) as error:
-        raise ValueError(f"{option}: expected bytes, or KiB to TiB or KB to TB as in 1.5GiB, got {text!r}") from error
 
 
 def print_facts(facts: dict[str, Any], json_file: Path | None) -> None:

@@ -135,9 +135,9 @@ def count_better(
     from . import _ops
 
     def numpy(sides: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        return None if sides[0] is None else (sides[0].long().numpy(), sides[1].long().numpy())
+        return None if sides[0] is None else (sides[0].numpy(), sides[1].numpy())
 
-    of_labels = (labels[0].long().numpy(), labels[1].long().numpy())
+    of_labels = (labels[0].numpy(), labels[1].numpy())
     for block in relevance(of_labels, numpy(ids), numpy(groups)):
         count = len(block.positive_start) - 1
         rows = queries[block.first : block.first + count]

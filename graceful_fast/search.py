@@ -120,8 +120,8 @@ def knn(
         q,
         k,
         metric,
-        Labels(*label_pair("ids", query_ids, gallery_ids, q, x)),
-        Labels(*label_pair("groups", query_groups, gallery_groups, q, x)),
+        Labels(*label_pair("ids", query_ids, gallery_ids, q, x, lazy=True)),
+        Labels(*label_pair("groups", query_groups, gallery_groups, q, x, lazy=True)),
         coded,
         prepared=scan != "float32" and x.codes is not None,
     )
@@ -235,23 +235,30 @@ def label_pair(
     queries: "torch.Tensor",
     gallery: Rows,
     sides: Sides = ("query", "gallery"),
+    *,
+    lazy: bool = False,
 ) -> tuple["torch.Tensor | None", "torch.Tensor | None"]:
-    """Ids or groups of both sides as vectors, those of the queries int64 and contiguous; or None of both."""
-    import torch
-
+    """Ids or groups of both sides as contiguous int64 vectors, or None of both; lazy: the gallery's as they are."""
     if of_queries is None and of_gallery is None:
         return None, None
     if of_queries is None or of_gallery is None:
         missing, given = sides if of_queries is None else sides[::-1]
         raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
     return (
-        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]).to(torch.int64).contiguous(),
-        as_labels(of_gallery, f"{sides[1]}_{kind}", len(gallery)),
+        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]),
+        (checked_labels if lazy else as_labels)(of_gallery, f"{sides[1]}_{kind}", len(gallery)),
     )
 
 
 def as_labels(value: Any, name: str, count: int) -> "torch.Tensor":
-    """A vector of `count` integers on the CPU; those of a gallery become int64 a block at a time."""
+    """A contiguous int64 vector of `count` on the CPU."""
+    import torch
+
+    return checked_labels(value, name, count).to(torch.int64).contiguous()
+
+
+def checked_labels(value: Any, name: str, count: int) -> "torch.Tensor":
+    """A vector of `count` integers on the CPU, of whatever width."""
     import torch
 
     tensor = as_tensor(value, name)

@@ -137,8 +137,8 @@ def read_pairs(a: Any, b: Any, a_labels: Any, b_labels: Any, metric: str, a_ids:
         b, b_labels, b_ids = a, a_labels, a_ids
     first, second = as_embeddings(a, "a"), as_embeddings(b, "b")
     check_dims(first, second, ("a", "b"))
-    labels = (as_labels(a_labels, "a_labels", len(first)).long(), as_labels(b_labels, "b_labels", len(second)).long())
-    ids = [None if side is None else side.long() for side in label_pair("ids", a_ids, b_ids, first, second, ("a", "b"))]
+    labels = (as_labels(a_labels, "a_labels", len(first)), as_labels(b_labels, "b_labels", len(second)))
+    ids = label_pair("ids", a_ids, b_ids, first, second, ("a", "b"))
 
     def same(x: Any, y: Any) -> bool:
         return x is y or (x is not None and x.dtype == y.dtype and torch.equal(x, y))
@@ -153,7 +153,7 @@ def as_codes(first: Any, second: Any) -> Any:
 
     if first is None:
         return None, None
-    _, codes = torch.unique(torch.cat([first.long(), second.long()]), return_inverse=True)
+    _, codes = torch.unique(torch.cat([first, second]), return_inverse=True)
     return codes[: len(first)].to(torch.int32), codes[len(first) :].to(torch.int32)
 
 
