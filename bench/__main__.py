@@ -15,7 +15,7 @@ from rich.table import Table
 
 from graceful_fast import __version__, _ops
 
-from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_scan
+from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_metrics, bench_scan
 from .contest import Contest
 
 OPS = {
@@ -23,6 +23,7 @@ OPS = {
     "influence": bench_influence,
     "linear": bench_linear,
     "scan": bench_scan,
+    "metrics": bench_metrics,
     "flips": bench_flips,
 }
 RESULTS = Path(__file__).parent / "results"

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_scan
+from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_metrics, bench_scan
 from .contest import Contest
 
-OPS = (bench_distill, bench_influence, bench_linear, bench_scan, bench_flips)
+OPS = (bench_distill, bench_influence, bench_linear, bench_scan, bench_metrics, bench_flips)
 CONTESTS = [contest for op in OPS for contest in op.contests(quick=True)]
 
 

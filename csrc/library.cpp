@@ -65,11 +65,10 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "Tensor excluded_start, Tensor excluded) -> (Tensor counts, Tensor status)");
 
   // Scores of all pairs of a row of a and a row of b (within: b is a, every two rows once), but those of one id, by
-  // bins: counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Some pairs are kept, up to `capacity`, in
-  // no order; kinds: 1 genuine, 0 impostor; kept: how many there are.
-  // scan_histogram bins scan scores, from `origin` on; the first and the last bin take what lies beyond. It keeps the
-  // pairs (a's row * rows of b + b's row) of the bins keep[i][0] to keep[i][1], with their places, in bins; a place is
-  // within `margin` of that of the float64 score.
+  // bins: counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Some pairs are kept, up to `capacity`,
+  // in no order; kinds: 1 genuine, 0 impostor; kept: how many there are. scan_histogram bins scan scores, from `origin`
+  // on; the first and the last bin take what lies beyond. It keeps the pairs (a's row * rows of b + b's row) of the
+  // bins keep[i][0] to keep[i][1], with their places, in bins; a place is within `margin` of that of the float64 score.
   m.def(
       "scan_histogram(Tensor a, Tensor b, int metric, Tensor a_labels, Tensor b_labels, Tensor? a_ids, Tensor? b_ids, "
       "bool within, float origin, float width, int bins, Tensor keep, int capacity) -> (Tensor counts, Tensor places, "

@@ -9,6 +9,7 @@ over a narrower range of exact scores: down to a single float64, whatever the da
 import bisect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Pairs(NamedTuple):
     within: bool
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """Pairs, those of one id included."""
         rows = len(self.a)
         return rows * (rows - 1) // 2 if self.within else rows * len(self.b)
@@ -56,7 +57,8 @@ class Threshold(NamedTuple):
     accepted: Counts
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True)
+class Curve:
     """Impostors and genuine pairs by score, from the best down: of bins, or of distinct scores where pairs are few."""
 
     counts: Counts
@@ -64,7 +66,7 @@ class Curve(NamedTuple):
     @property
     def totals(self) -> Counts:
         """Of both kinds."""
-        return self.counts.sum(1)
+        return np.asarray(self.counts.sum(1))
 
     def area(self) -> float:
         """P(genuine better than impostor) + P(equal) / 2; what shares a bin counts as equal."""
@@ -91,7 +93,7 @@ def thresholds(
 
     `fars`: about which false accept rates the targets aim at; the last target is the one where FAR = FRR.
     """
-    if pairs.count <= _FEW:
+    if pairs.number <= _FEW:
         return _among_all(pairs, targets)
     import torch
 
@@ -139,7 +141,7 @@ def _near(pairs: Pairs, target: Reached, place: int, found: _ops.Histogram, keep
 def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
     first, last = _FULL
-    found = _ops.scan_between(*pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.count)
+    found = _ops.scan_between(*pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.number)
     pairs.check(found.status)
     impostors, genuine = _sorted(found)
     scores = np.unique(np.concatenate([impostors, genuine]))[::-1]
@@ -156,7 +158,7 @@ def among(target: Reached, impostors: np.ndarray, genuine: np.ndarray, above: Co
 
     def counts(score: float, side: Literal["left", "right"]) -> Counts:
         worse = [np.searchsorted(impostors, score, side), np.searchsorted(genuine, score, side)]
-        return above + np.array([len(impostors), len(genuine)]) - worse
+        return np.asarray(above + np.array([len(impostors), len(genuine)]) - worse)
 
     reached = bisect.bisect_left(scores, True, key=lambda score: not target(counts(score, "left")))
     if reached == 0 or target(above):

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-_PAIRS = 1 << 22
-"""Positives and excluded rows of a block of queries: 100 MB of rows, scores and counts."""
+_PAIRS = 1 << 20  # positives and excluded rows of a block of queries: 100 MB of rows, scores, counts and edges
 
 
 class Relevance(NamedTuple):
-    """Of the queries `first` to `first` + Q - 1: `positive_rows[positive_start[i] : positive_start[i + 1]]`, ascending."""
+    """Of queries from `first` on: rows `positive_rows[positive_start[i] : positive_start[i + 1]]`, ascending; the same
+    of the excluded ones."""
 
     first: int
     positive_start: np.ndarray  # [Q + 1]
@@ -21,23 +21,22 @@ class Relevance(NamedTuple):
 
 def relevance(
     labels: tuple[np.ndarray, np.ndarray],
-    ids: tuple[np.ndarray | None, np.ndarray | None],
-    groups: tuple[np.ndarray | None, np.ndarray | None],
+    ids: tuple[np.ndarray, np.ndarray] | None,
+    groups: tuple[np.ndarray, np.ndarray] | None,
 ) -> Iterator[Relevance]:
     """Positives and exclusions of blocks of queries, in order. Each argument: of the queries, of the gallery.
 
     Positive: the query's label. Excluded: the query's id, or its label and its group.
     """
     same_label = Matches(*labels)
-    same_id = None if ids[0] is None else Matches(*ids)
+    same_id = None if ids is None else Matches(*ids)
     count = same_label.counts + (0 if same_id is None else same_id.counts)
     for first, last in _blocks(count):
         query, row = same_label.pairs(first, last)
         junk = np.zeros(len(row), dtype=bool)
-        if ids[0] is not None:
-            junk |= ids[0][query] == ids[1][row]  # type: ignore[index]
-        if groups[0] is not None:
-            junk |= groups[0][query] == groups[1][row]  # type: ignore[index]
+        for sides in (ids, groups):
+            if sides is not None:
+                junk |= sides[0][query] == sides[1][row]
         excluded_query, excluded_row = query[junk], row[junk]
         if same_id is not None:
             other_query, other_row = same_id.pairs(first, last)

@@ -29,7 +29,7 @@ class IdentificationMetrics:
     """What a watch list does at each false positive identification rate."""
 
     tpir: dict[float, float]
-    """{FPIR: share of the mated probes whose best mate is among the first `rank`, strictly better than the threshold}."""
+    """{FPIR: share of the mated probes with a mate among the first `rank` rows, strictly better than the threshold}."""
     threshold: dict[float, float]
     """{FPIR: the (m+1)-th best of the non-mated probes' best scores, m = floor(FPIR * non-mated)}; "l2": squared
     distances."""

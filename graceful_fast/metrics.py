@@ -1,5 +1,6 @@
 """Retrieval metrics from the full ranking of every query: exact mAP, CMC, recall, nDCG, MRR, R-precision, flips."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,8 @@ def retrieval_metrics(
     Example:
         >>> import numpy as np
         >>> gallery = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
-        >>> found = retrieval_metrics(gallery[:1], gallery, [7], [7, 8, 7], k=(1, 2), query_ids=[0], gallery_ids=[0, 1, 2])
+        >>> ids = {"query_ids": [0], "gallery_ids": [0, 1, 2]}
+        >>> found = retrieval_metrics(gallery[:1], gallery, [7], [7, 8, 7], k=(1, 2), **ids)
         >>> found.map, found.cmc, found.without_positive
         (1.0, {1: 1.0, 2: 1.0}, 0)
     """
@@ -117,27 +119,26 @@ def retrieval_metrics(
         of_block(greater, equal, before, start, depths)
         for start, greater, equal, before in count_better(q, x, metric, labels, ids, groups)
     ]
-    table = (
-        np.concatenate(blocks, axis=1) if blocks else of_block(*[np.zeros(0, np.int64)] * 3, np.zeros(1, int), depths)
-    )
+    table = np.concatenate(blocks, axis=1) if blocks else np.zeros((6 + 3 * len(depths), 0))
     return summarise(table, depths, queries)
 
 
 def count_better(
     queries: "torch.Tensor", gallery: "torch.Tensor", metric: str, labels: Any, ids: Any, groups: Any
-) -> Any:
-    """Of blocks of queries: where each one's positives start, and of each positive how many allowed rows have a
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of blocks of queries: where each one's positives start, and counts of allowed rows for each positive.
 
-    greater score, an equal one (itself included), an equal one at a smaller index.
+    They have a greater score, an equal one (its own included), an equal one and a smaller index.
     """
     import torch
 
     from . import _ops
 
-    def numpy(pair: Any) -> tuple[Any, Any]:
-        return tuple(None if side is None else side.numpy() for side in pair)  # type: ignore[return-value]
+    def numpy(sides: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        return None if sides[0] is None else (sides[0].numpy(), sides[1].numpy())
 
-    for block in relevance(numpy(labels), numpy(ids), numpy(groups)):
+    of_labels = (labels[0].numpy(), labels[1].numpy())
+    for block in relevance(of_labels, numpy(ids), numpy(groups)):
         count = len(block.positive_start) - 1
         rows = queries[block.first : block.first + count]
         lists = [torch.from_numpy(array) for array in block[1:]]
@@ -145,7 +146,8 @@ def count_better(
         if status.bad == 1:
             status = status._replace(row=status.row + block.first)
         raise_fault(status, queries, gallery)
-        yield block.positive_start, *counts.numpy()
+        greater, equal, before = counts.numpy()
+        yield block.positive_start, greater, equal, before
 
 
 def check_depths(k: Any) -> tuple[int, ...]:
@@ -208,15 +210,26 @@ def summarise(table: np.ndarray, depths: tuple[int, ...], queries: Any) -> Retri
     means = with_positive.mean(1).tolist() if with_positive.shape[1] else [float("nan")] * len(table)
     arrays = [like(torch.from_numpy(row), queries) for row in table]
 
-    def named(rows: list[Any]) -> list[Any]:
+    def named(rows: list[Any]) -> dict[str, Any]:
         recall, cmc, ndcg = (
             dict(zip(depths, rows[6 + i * len(depths) : 6 + (i + 1) * len(depths)], strict=True)) for i in range(3)
         )
-        return [recall, cmc, ndcg, rows[0], (rows[1], rows[2]), rows[3], rows[4]]
+        return {
+            "recall": recall,
+            "cmc": cmc,
+            "ndcg": ndcg,
+            "map": rows[0],
+            "map_bounds": (rows[1], rows[2]),
+            "mrr": rows[3],
+            "r_precision": rows[4],
+        }
 
     count = table.shape[1]
     return RetrievalMetrics(
-        *named(means), count, count - with_positive.shape[1], per_query=PerQuery(*named(arrays), arrays[5])
+        **named(means),
+        queries=count,
+        without_positive=count - with_positive.shape[1],
+        per_query=PerQuery(**named(arrays), first_rank=arrays[5]),
     )
 
 
@@ -229,7 +242,7 @@ def count_retrieval_flips(old: RetrievalMetrics, new: RetrievalMetrics, k: int =
         k: 1 or more.
 
     Returns:
-        FlipCounts over the queries that have an allowed positive; `negative_indices` are rows of the queries, ascending.
+        FlipCounts over the queries that have an allowed positive; `negative_indices`: rows of the queries, ascending.
 
     Raises:
         ValueError: k below 1, metrics of different numbers of queries, a query that has a positive in one of them only.
@@ -251,9 +264,8 @@ def count_retrieval_flips(old: RetrievalMetrics, new: RetrievalMetrics, k: int =
         raise ValueError(f"new: expected metrics of as many queries as old, {len(ranks[0])}, got {len(ranks[1])}")
     evaluated = [~np.isnan(rank) for rank in ranks]
     if len(rows := np.flatnonzero(evaluated[0] != evaluated[1])):
-        raise ValueError(
-            f"new: expected positives for the queries that have one in old, got another set, first {rows[0]}"
-        )
+        has = "old" if evaluated[0][rows[0]] else "new"
+        raise ValueError(f"new: expected positives for the same queries as old, got one for {rows[0]} in {has} alone")
     rows = np.flatnonzero(evaluated[0])
     hit_old, hit_new = (rank[rows] <= depth for rank in ranks)
     broken = torch.from_numpy(rows[hit_old & ~hit_new])

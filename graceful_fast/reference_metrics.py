@@ -1,4 +1,4 @@
-"""The definitions of the ranking, verification and clustering metrics: every score in float64, every ranking by sorting.
+"""The definitions of ranking, verification and clustering metrics: every score in float64, every ranking by sorting.
 
 Public, slow, without cleverness: what the tests compare with. Scores and their order come from `reference.similarity`.
 """
@@ -28,7 +28,7 @@ def rankings(
     query_groups: Any = None,
     gallery_groups: Any = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each query, best first, over its allowed rows: scores (larger is better), and whether the row is a positive."""
+    """Of each query, over its allowed rows from the best down: scores, and whether the row is a positive."""
     gallery, gallery_labels = np.asarray(gallery), np.asarray(gallery_labels)
     for i, query in enumerate(np.asarray(queries)):
         score = similarity(query, gallery, metric)
@@ -100,7 +100,7 @@ def pairs(
 
 
 def threshold(impostor: np.ndarray, far: float) -> float:
-    """The (m+1)-th best impostor score, m = floor(far * impostors) with `far` the decimal it is written as; m = 0: NaN."""
+    """The (m+1)-th best impostor score, m = floor(far * impostors) with `far` as the decimal it reads; m = 0: NaN."""
     m = math.floor(Fraction(repr(float(far))) * len(impostor))
     return float(np.sort(impostor)[::-1][m]) if m else math.nan
 
