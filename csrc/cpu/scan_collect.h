@@ -255,7 +255,7 @@ class Collector {
   const CollectParams& p_;
   const Query* const queries_;
   const int64_t first_, part_, count_, kept_;
-  int64_t seeds_ = 0;          // while they are scanned
+  int64_t seeds_ = 0;  // while they are scanned
   const bool labelled_;
   Buffer<State> states_;
   Buffer<Settled> settled_;  // [capacity] of the query being settled
