@@ -9,6 +9,7 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <future>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -88,7 +89,8 @@ class Reader {
 
 void read_rows(const Files& files, int64_t row_bytes, const py::array_t<int64_t, py::array::c_style>& rows,
                py::buffer out, std::optional<int32_t> dim_word) {
-  gf::RowFiles source(row_files(files), row_bytes, dim_word, false);
+  const std::vector<gf::RowFile> list = row_files(files);
+  gf::RowFiles source(list, row_bytes, dim_word, false);
   const py::buffer_info info = out.request(true);
   const int64_t count = rows.size();
   const int64_t* row = rows.data();
@@ -98,10 +100,25 @@ void read_rows(const Files& files, int64_t row_bytes, const py::array_t<int64_t,
       throw py::value_error("rows: row " + std::to_string(row[i]) + " is none");
   }
   py::gil_scoped_release release;
-  for (int64_t i = 0, n; i < count; i += n) {
-    for (n = 1; i + n < count && row[i + n] == row[i] + n;) ++n;  // neighbours in one read
-    source.read(row[i], n, static_cast<std::byte*>(info.ptr) + i * row_bytes);
+  auto* const to = static_cast<std::byte*>(info.ptr);
+  const auto read = [&](gf::RowFiles& from, int64_t begin, int64_t end) {
+    for (int64_t i = begin, n; i < end; i += n) {
+      for (n = 1; i + n < end && row[i + n] == row[i] + n;) ++n;  // neighbours in one read
+      from.read(row[i], n, to + i * row_bytes);
+    }
+  };
+  // Several at once: a disk answers them together, and the page cache by as many cores.
+  constexpr int64_t kMostReaders = 8, kRowsAReader = 512;
+  const int64_t readers = std::clamp<int64_t>(count / kRowsAReader, 1, kMostReaders);
+  std::vector<std::future<void>> parts;
+  for (int64_t part = 1; part < readers; ++part) {
+    parts.push_back(std::async(std::launch::async, [&, part] {
+      gf::RowFiles own(list, row_bytes, dim_word, false);
+      read(own, count * part / readers, count * (part + 1) / readers);
+    }));
   }
+  read(source, 0, count / readers);
+  for (auto& part : parts) part.get();
 }
 
 // Messages hold paths, which need not be UTF-8.

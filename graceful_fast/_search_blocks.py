@@ -54,6 +54,8 @@ class BlockPlan(NamedTuple):
 
     rows: int
     candidate_bytes: int
+    coded_rows: int
+    """Of codes, where those are scanned."""
 
 
 def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *, whole: bool) -> BlockPlan:
@@ -66,13 +68,13 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     count, dim = search.queries.shape
     itemsize = gallery.dtype.itemsize
     if gallery.array is not None and memory_limit is None and whole:
-        return BlockPlan(max(1, len(gallery)), CANDIDATE_BYTES)
+        return BlockPlan(max(1, len(gallery)), CANDIDATE_BYTES, max(1, len(gallery)))
     stride = code_stride(dim)
     # Bytes become float32 for the scan, once more in the block and once in what is taken of it.
     as_floats = 4 * dim if itemsize == 1 else 0
     most = max(_FEWEST_ROWS, _BLOCK_BYTES // (as_floats or dim * itemsize))
     if memory_limit is None:
-        return BlockPlan(most, CANDIDATE_BYTES)
+        return BlockPlan(most, CANDIDATE_BYTES, max(_FEWEST_ROWS, _BLOCK_BYTES // stride))
     # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed: at
     # worst the whole block.
     row_bytes = 2 * dim * itemsize + as_floats
@@ -95,7 +97,8 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
         )
     candidates = max(least, min(copies * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
     rows = (memory_limit - fixed - candidates) // row_bytes
-    return BlockPlan(max(fewest, min(rows, most)), candidates // copies)
+    rows = max(fewest, min(rows, most))
+    return BlockPlan(rows, candidates // copies, rows)
 
 
 def search_blocks(
@@ -164,7 +167,7 @@ class _Scan:
         if not self._search.prepared or self._gallery.codes is None:
             yield from self._plain(start, len(self._gallery))
             return
-        with closing(self._gallery.codes.blocks(self._plan.rows, start)) as blocks:
+        with closing(self._gallery.codes.blocks(self._plan.coded_rows, start)) as blocks:
             for first, codes, facts in blocks:
                 end = first + len(codes)
                 if self._gallery.array is not None:
