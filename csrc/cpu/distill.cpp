@@ -32,7 +32,7 @@ double* rows_of(const Tensor& tensor, const char* name, int64_t n, int64_t colum
 double within_range(double temperature) { return std::clamp(temperature, 0x1p-120, 0x1p48); }
 
 // Gradients from this size on are written past the caches: what is read next would be gone from them anyway.
-constexpr size_t kPastCaches = size_t{32} << 20;
+constexpr size_t kPastCaches = size_t{16} << 20;
 
 // 2^14 classes a task: some tens of microseconds, far above the cost of handing it to a thread.
 int64_t grain(int64_t classes) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, classes)); }

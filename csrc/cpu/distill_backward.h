@@ -152,8 +152,8 @@ void backward_row(const DistillBackward& params, int64_t i) {
     const In* s = new_row.block(start, n, new_buffer);
     const auto shared = factor_d != 0 ? pairs.in(start, n) : Pairs::Range{0, 0};
     Out* out = gradient + start;
-    const bool streamed = params.past_caches && std::is_same_v<Out, float> && sizeof(V) > sizeof(Out) &&
-                          reinterpret_cast<uintptr_t>(out) % sizeof(V) == 0;
+    const bool streamed =
+        params.past_caches && kLanes<V> > 1 && reinterpret_cast<uintptr_t>(out) % (kLanes<V> * sizeof(Out)) == 0;
     if (shared.n > 0 && !rows.new_column) {
       row.shared(s, old_row.block(start, n, old_buffer), n, out, streamed);
     } else if (shared.n > 0) {

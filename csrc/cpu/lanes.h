@@ -139,13 +139,13 @@ GF_INLINE V kept(V value, int j, int n) {
   index = load<V>(lanes);
   return index < splat<V>(n - j) ? value : V{};
 }
-// Rounded to the block's type. streamed, for blocks of float32: past the caches, to an address that is a multiple of
-// the vector's size
+// Rounded to the block's type. streamed: past the caches, to an address that is a multiple of what is stored at once.
 template <class V, bool whole, class T>
 GF_INLINE void put(T* block, V value, int j, int n, bool streamed = false) {
   if constexpr (std::is_same_v<V, double>) {
     narrow(decltype(widen(T{}))(value), block[j]);
   } else if constexpr (whole && sizeof(T) == 2) {
+    if (streamed) return stream(block + j, narrowed(value, T{}));
     store(block + j, narrowed(value, T{}));
   } else if constexpr (whole) {
     if (streamed) return stream(block + j, value);

@@ -60,11 +60,13 @@ GF_INLINE void store(T* to, V v) {
 template <class V, class T>
 GF_INLINE void stream(T* to, V v) {
 #if defined(GF_AVX512)
-  if constexpr (sizeof(V) == 64) return _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)v);
-#elif defined(GF_AVX2)
-  if constexpr (sizeof(V) == 32) return _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)v);
-#elif defined(GF_SSE)
-  if constexpr (sizeof(V) == 16) return _mm_stream_ps(reinterpret_cast<float*>(to), (__m128)v);
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+#endif
+#if defined(GF_AVX512) || defined(GF_AVX2)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
+#endif
+#if defined(GF_AVX512) || defined(GF_AVX2) || defined(GF_SSE)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)v);
 #endif
   store(to, v);
 }
