@@ -111,11 +111,11 @@ class Scan {
       const bool coded = p_.coded && rest == 0;
       rest -= rest > 0;
       chunk = {row, 1, least(coded ? coded_chunk_ : chunk_, task_.row_end - row), coded, 0};
+      const int64_t settled = report_.settled;
       if (!scan_chunk()) return false;
       (coded ? report_.coded_rows : report_.plain_rows) += chunk.count;
       if (coded && row > task_.row_begin) {
-        const bool too_little =
-            p_.gallery.data && offered_ > chunk.count * count_ * p_.dim / 1024;  // where float32 would be cheaper
+        const bool too_little = p_.gallery.data && codes_cost_more(report_.settled - settled);
         rest = too_little ? next_rest : 0;
         next_rest = too_little ? least(2 * next_rest, kLongestRest) : kFirstRest;
       }
@@ -173,6 +173,14 @@ class Scan {
 
  private:
   static int64_t chunk_rows(int64_t row_bytes) { return most(1, least(kMaxChunk, kChunkBytes / row_bytes) / kN) * kN; }
+  // Whether what the chunk's codes left to be offered and settled cost more than float32 products would have. In
+  // products of float32: codes save over half of them; an offer takes some 20 ns, a settled row its memory and float64
+  // sums.
+  bool codes_cost_more(int64_t settled) const {
+    constexpr int64_t kOffer = 1000, kSettled = 3000;
+    return offered_ * kOffer + settled * (kSettled + 4 * p_.dim) > chunk.count * count_ * p_.dim * 5 / 8;
+  }
+
   int64_t slots() const { return most(chunk_, coded_chunk_); }
 
   // Rounded down to float32, with more than the rounding of a limit's own arithmetic to spare.
