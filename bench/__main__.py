@@ -15,12 +15,12 @@ from rich.table import Table
 
 from graceful_fast import __version__, _ops
 
-from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_linear, bench_metrics, bench_scan
+from . import bench_distill, bench_flips, bench_influence, bench_linear, bench_metrics, bench_scan
 from .contest import Contest
 
 OPS = {
     "distill": bench_distill,
-    "influence": bench_influence, "linear": bench_linear,
+    "influence": bench_influence,
     "linear": bench_linear,
     "scan": bench_scan,
     "metrics": bench_metrics,
@@ -100,7 +100,6 @@ def main() -> None:
         table = Table(*columns, title=f"{contest.op}: {contest.case}")
         for name, row in result["entries"].items():
             rate, ratio = row["rate"] / 1e9, row["ratio_to_ours"]
-            peak = f"{row['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in row else ""
             table.add_row(name, f"{row['seconds']['median']:.4g}", f"{rate:.3g}", f"{ratio:.2f}", megabytes(row))
         console.print(table)
     if options.quick and options.output is None:

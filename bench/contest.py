@@ -1,22 +1,11 @@
 """One contest: ours and its peers do the same work in turn, in one process; medians and ratios of one run."""
 
 import math
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
-
-_SHORTEST = 0.02  # seconds: far above the clock's and the scheduler's grain
-
-
-def _warm(entry: Callable[[], Any]) -> float:
-    """Seconds of the second call."""
-    entry()
-    start = perf_counter()
-    entry()
-    return perf_counter() - start
 
 _SHORTEST = 0.02  # seconds: far above the clock's and the scheduler's grain
 
@@ -39,7 +28,6 @@ class Contest:
     check: Callable[[], None]
     work: float  # bytes moved at least, or operations
     unit: str  # "B/s" or "op/s"
-    peak_bytes: Callable[[str], int] | None = None  # what a call of an entry adds to the peak resident set
     peak_bytes: Callable[[str], int | None] | None = None  # what a call of an entry adds to the peak resident set
 
     def run(self, rounds: int = 7) -> dict[str, Any]:
@@ -65,9 +53,6 @@ class Contest:
             }
             for name, times in seconds.items()
         }
-        if self.peak_bytes is not None:
-            for name, row in rows.items():
-                row["peak_bytes"] = self.peak_bytes(name)
         if self.peak_bytes is not None:
             for name, row in rows.items():
                 row["peak_bytes"] = self.peak_bytes(name)

@@ -8,10 +8,8 @@ Sides = tuple[Any, Any]  # labels, ids or groups as int64 tensors, of the querie
 
 
 class Relevance(NamedTuple):
-    """Positives and excluded rows of the queries first .. last - 1."""
+    """Queries, and rows that are positives of them or excluded."""
 
-    first: int
-    last: int
     query: np.ndarray  # from 0 on
     row: np.ndarray
     excluded: np.ndarray  # bool; else a positive
@@ -49,7 +47,7 @@ class Relevant:
             other = self._labels[0][other_query] != self._labels[1][other_row]
             query, row = np.concatenate([query, other_query[other]]), np.concatenate([row, other_row[other]])
             excluded = np.concatenate([excluded, np.ones(len(row) - len(excluded), dtype=bool)])
-        return Relevance(first, last, query - first, row, excluded)
+        return Relevance(query - first, row, excluded)
 
 
 def _as_numpy(sides: Sides) -> Any:

@@ -1,6 +1,6 @@
 """How many gallery rows rank before each positive: counts that add up over blocks of a gallery, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,9 +14,10 @@ from .search import as_scanned, raise_fault
 if TYPE_CHECKING:
     import torch
 
+    from ._ops import Positives, ScanStatus
     from .gallery import Gallery
 
-_PAIRS = 1 << 22  # positives and excluded rows counted in one pass where no limit is given: about 1 GB
+_PAIRS = 1 << 22  # positives and excluded rows counted in one pass where no limit is given: about 1.5 GB
 
 
 class RankCounts(NamedTuple):
@@ -50,7 +51,7 @@ def plan_counts(
     count, dim = queries.shape
     row_bytes = 2 * dim * gallery.dtype.itemsize + float_bytes(gallery)  # two blocks, one being read
     # Of a pair: its query, row and key, their order, what is made of the counts; for each thread tallies and edges.
-    pair_bytes = 160 + threads() * (24 + 40)
+    pair_bytes = 256 + threads() * (24 + 40)
     # The queries, should they be a copy, and their metrics; packed for each thread that scans, with the edges that any
     # number of positives has; the scan's panels. Of a gallery row, labels as int64 and their order.
     packed = min(count, QUERIES_A_TASK) * (4 * dim + 1600)
@@ -79,7 +80,6 @@ def count_better(
     import torch
 
     from . import _ops
-    from ._ops import Positives
 
     ranges = relevant.ranges(plan.pairs)
     shown, done, total = progress_of(progress, "ranked"), 0, len(ranges) * len(gallery)
@@ -87,27 +87,47 @@ def count_better(
     shown(done, total)
     for first_query, last_query in ranges:
         some = queries[first_query:last_query]
-        pairs = relevant.of(first_query, last_query)
-        keys = exact_keys(some, gallery, metric, pairs, min(plan.rows, most_rows(gallery)))
-        order = np.lexsort((pairs.row, -keys, pairs.query))
-        query, row, keys, excluded = (side[order] for side in (pairs.query, pairs.row, keys, pairs.excluded))
-        wanted = ~excluded
-        start = np.concatenate([[0], np.cumsum(np.bincount(query[wanted], minlength=len(some)))])
-        positives = Positives(*map(torch.from_numpy, (start, keys[wanted], row[wanted])))
+        rows_at_once = min(plan.rows, most_rows(gallery))
+        pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), rows_at_once)
+        wanted = ~pairs.excluded
+        start = np.concatenate([[0], np.cumsum(np.bincount(pairs.query[wanted], minlength=len(some)))])
+        positives = _ops.Positives(*map(torch.from_numpy, (start, keys[wanted], pairs.row[wanted])))
         counts = torch.zeros((3, int(start[-1])), dtype=torch.int64)
-        with closing(gallery.blocks(plan.rows)) as blocks:
-            for first, block in blocks:
-                status = _ops.scan_count(some, as_scanned(block), metric, positives, counts, first)
+        with closing(scans(some, gallery, metric, positives, counts, plan.rows)) as blocks:
+            for first, count, status in blocks:
                 if status.bad == 1:
                     status = status._replace(row=status.row + first_query)
                 raise_fault(status, queries, gallery, first)
-                done += len(block)
+                done += count
                 if done < total:
                     shown(done, total)
         gallery.check_unchanged()  # rows of a file that was being changed are nobody's answer
-        yield RankCounts(start, *(counts.numpy() - excluded_before(query, keys, excluded)[:, wanted]))
+        if len(counts[0]) < len(keys):
+            counts -= torch.from_numpy(excluded_before(pairs, keys)[:, wanted])
+        del pairs, keys, wanted, positives
+        yield RankCounts(start, *counts.numpy())
     if total:
         shown(total, total)
+
+
+def scans(
+    queries: "torch.Tensor", gallery: "Gallery", metric: str, positives: "Positives", counts: "torch.Tensor", rows: int
+) -> "Generator[tuple[int, int, ScanStatus], None, None]":
+    """Add all rows to `counts`; (first row, rows, status) of each block."""
+    from . import _ops
+
+    with closing(gallery.blocks(rows)) as blocks:
+        for first, block in blocks:
+            yield first, len(block), _ops.scan_count(queries, as_scanned(block), metric, positives, counts, first)
+
+
+def ranked(
+    queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
+) -> tuple[Relevance, np.ndarray]:
+    """The pairs by query, from the best down, and their keys; equal keys by row."""
+    keys = exact_keys(queries, gallery, metric, pairs, rows_at_once)
+    order = np.lexsort((pairs.row, -keys, pairs.query))
+    return Relevance(pairs.query[order], pairs.row[order], pairs.excluded[order]), keys[order]
 
 
 def exact_keys(
@@ -130,10 +150,9 @@ def exact_keys(
     return np.where(np.isnan(keys), 0, keys)
 
 
-def excluded_before(query: np.ndarray, keys: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-    """(3, pairs): of pairs by query, key and row, how many excluded ones are greater, equal, equal and before."""
-    if not excluded.any():
-        return np.zeros((3, len(query)), np.int64)
+def excluded_before(pairs: Relevance, keys: np.ndarray) -> np.ndarray:
+    """(3, pairs): of ranked pairs, how many excluded ones of the query are greater, equal, equal and before."""
+    query, _, excluded = pairs
     before = np.cumsum(excluded) - excluded
     first = np.ones(len(query), dtype=bool)  # of its key
     first[1:] = (query[1:] != query[:-1]) | (keys[1:] != keys[:-1])
