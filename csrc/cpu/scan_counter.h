@@ -73,20 +73,24 @@ class Counter {
   template <class Engine>
   void take(Engine& engine, const Tile& tile) {
     const uint64_t valid = (uint64_t(1) << tile.columns) - 1;
+    uint32_t unsure[kM];
     for (int64_t r = 0; r < tile.queries; ++r) {
       const uint32_t reached = tile.reached[r] & uint32_t(valid);
       State& state = states_[tile.query + r];
+      unsure[r] = 0;
       if (!reached || state.count == 0) continue;
       const float* const scores = tile.scores + r * kN;
-      uint32_t unsure;
 #if defined(GF_AVX512)
-      unsure = state.count <= kInRegisters ? place_in_registers(state, scores, reached)
-                                           : count_by_grid(state, scores, reached);
+      unsure[r] = state.count <= kInRegisters ? place_in_registers(state, scores, reached)
+                                              : count_by_grid(state, scores, reached);
 #else
-      unsure = count_by_grid(state, scores, reached);
+      unsure[r] = count_by_grid(state, scores, reached);
 #endif
-      for (; unsure; unsure &= unsure - 1) {
-        settle(tile.query + r, engine.row(tile.slot + __builtin_ctz(unsure)));
+      if (unsure[r]) definition_.prefetch_query(first_ + tile.query + r);
+    }
+    for (int64_t r = 0; r < tile.queries; ++r) {  // by now the queries are on their way from memory
+      for (; unsure[r]; unsure[r] &= unsure[r] - 1) {
+        settle(tile.query + r, engine.row(tile.slot + __builtin_ctz(unsure[r])));
       }
     }
   }
@@ -231,7 +235,7 @@ class Counter {
   void settle(int64_t i, int64_t row) {
     State& state = states_[i];
     ++report_.settled;
-    if (i != chosen_) definition_.choose(first_ + (chosen_ = i));
+    if (i != chosen_) definition_.choose(first_ + i, queries_[i].square), chosen_ = i;
     state.tally.add(state.keys, state.rows, state.count, definition_.key(row), p_.first_row + row);
   }
 
