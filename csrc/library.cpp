@@ -58,11 +58,12 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
       "Tensor(b!) rows, int metric) -> Tensor status");
   m.def("scan_quantize(Tensor rows) -> (Tensor codes, Tensor facts, Tensor status)");
 
-  // Of each query's positives (rows positives[positive_start[i]] to positives[positive_start[i + 1] - 1]), how many
-  // allowed rows have a greater score, an equal one (its own included), an equal one at a smaller row: counts (3, P).
+  // Of each query's positives (start[i] to start[i + 1] - 1 of keys, float64, best first, and rows, their numbers), how
+  // many rows have a greater score, an equal one, an equal one at a smaller row: added to counts (3, P) for this block
+  // of the gallery, whose first row has the number first_row.
   m.def(
-      "scan_count(Tensor queries, Tensor gallery, int metric, Tensor positive_start, Tensor positives, "
-      "Tensor excluded_start, Tensor excluded) -> (Tensor counts, Tensor status)");
+      "scan_count(Tensor queries, Tensor gallery, int first_row, int metric, Tensor start, Tensor keys, Tensor rows, "
+      "Tensor(a!) counts) -> Tensor status");
 
   // Scores of all pairs of a row of a and a row of b (within: b is a, every two rows once), but those of one id, by
   // bins: counts (2, bins) of impostors and genuine pairs. labels, ids: int32. Some pairs are kept, up to `capacity`,

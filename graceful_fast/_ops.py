@@ -410,18 +410,29 @@ def scan_quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple
 
 
 @torch.library.register_fake("graceful_fast::scan_count")
-def _scan_count_fake(
-    queries: torch.Tensor, gallery: torch.Tensor, metric: int, start: torch.Tensor, positives: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return positives.new_empty((3, positives.shape[0])), positives.new_empty(len(ScanStatus._fields))
+def _scan_count_fake(queries: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    return queries.new_empty(len(ScanStatus._fields), dtype=torch.int64)
+
+
+class Positives(NamedTuple):
+    """The positives of all queries, best first for each query, rows ascending among equal keys."""
+
+    start: torch.Tensor  # (Q + 1,) int64: where each query's begin
+    keys: torch.Tensor  # (P,) float64
+    rows: torch.Tensor  # (P,) int64: their numbers
 
 
 def scan_count(
-    queries: torch.Tensor, gallery: torch.Tensor, metric: str, *lists: torch.Tensor
-) -> tuple[torch.Tensor, ScanStatus]:
-    """Counts (3, P) int64 of the rows better than, equal to, equal and before each positive; see csrc/library.cpp."""
-    counts, status = _ops.scan_count.default(queries, gallery, METRICS[metric], *lists)
-    return counts, ScanStatus(*status.tolist())
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    metric: str,
+    positives: Positives,
+    counts: torch.Tensor,
+    first_row: int = 0,
+) -> ScanStatus:
+    """Adds to (3, P) int64 the rows better than, equal to, equal and before each positive; see csrc/library.cpp."""
+    arguments = (queries, gallery, first_row, METRICS[metric], *positives, counts)
+    return ScanStatus(*_ops.scan_count.default(*arguments).tolist())
 
 
 Sides = tuple[torch.Tensor | None, torch.Tensor | None]

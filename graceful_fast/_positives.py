@@ -1,56 +1,57 @@
 """Which gallery rows are a query's positives, and which are excluded: found through labels and ids, never as (Q, N)."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_PAIRS = 1 << 20  # positives and excluded rows of a block of queries: 100 MB of rows, scores, counts and edges
+Sides = tuple[Any, Any]  # labels, ids or groups as int64 tensors, of the queries and of the gallery, or None of both
 
 
 class Relevance(NamedTuple):
-    """Of queries from `first` on: rows `positive_rows[positive_start[i] : positive_start[i + 1]]`, ascending; the same
-    of the excluded ones."""
+    """Queries, and rows that are positives of them or excluded."""
 
-    first: int
-    positive_start: np.ndarray  # [Q + 1]
-    positive_rows: np.ndarray
-    excluded_start: np.ndarray  # [Q + 1]
-    excluded_rows: np.ndarray
+    query: np.ndarray  # from 0 on
+    row: np.ndarray
+    excluded: np.ndarray  # bool; else a positive
 
 
-def relevance(
-    labels: tuple[np.ndarray, np.ndarray],
-    ids: tuple[np.ndarray, np.ndarray] | None,
-    groups: tuple[np.ndarray, np.ndarray] | None,
-) -> Iterator[Relevance]:
-    """Positives and exclusions of blocks of queries, in order. Each argument: of the queries, of the gallery.
+class Relevant:
+    """Positives (rows of the query's label) and excluded rows (of its id, or of its label and its group)."""
 
-    Positive: the query's label. Excluded: the query's id, or its label and its group.
-    """
-    same_label = Matches(*labels)
-    same_id = None if ids is None else Matches(*ids)
-    count = same_label.counts + (0 if same_id is None else same_id.counts)
-    for first, last in _blocks(count):
-        query, row = same_label.pairs(first, last)
-        junk = np.zeros(len(row), dtype=bool)
-        for sides in (ids, groups):
+    def __init__(self, labels: Sides, ids: Sides, groups: Sides) -> None:
+        self._labels, self._ids, self._groups = (_as_numpy(sides) for sides in (labels, ids, groups))
+        self._same_label = Matches(*self._labels)
+        self._same_id = Matches(*self._ids) if self._ids else None
+        self.counts = self._same_label.counts + (0 if self._same_id is None else self._same_id.counts)
+        """Of each query, how many there are at most."""
+
+    def ranges(self, most: int) -> list[tuple[int, int]]:
+        """Queries first .. last - 1 that have up to `most` rows together; a query stays whole."""
+        before = np.concatenate([[0], np.cumsum(self.counts)])
+        found, first = [], 0
+        while first < len(self.counts):
+            last = max(first + 1, int(np.searchsorted(before, before[first] + most, "right")) - 1)
+            found.append((first, last))
+            first = last
+        return found
+
+    def of(self, first: int, last: int) -> Relevance:
+        """Those of the queries first .. last - 1, in no order."""
+        query, row = self._same_label.pairs(first, last)
+        excluded = np.zeros(len(row), dtype=bool)
+        for sides in (self._ids, self._groups):
             if sides is not None:
-                junk |= sides[0][query] == sides[1][row]
-        excluded_query, excluded_row = query[junk], row[junk]
-        if same_id is not None:
-            other_query, other_row = same_id.pairs(first, last)
-            other = labels[0][other_query] != labels[1][other_row]
-            excluded_query = np.concatenate([excluded_query, other_query[other]])
-            excluded_row = np.concatenate([excluded_row, other_row[other]])
-        order = np.argsort(excluded_query, kind="stable")
-        yield Relevance(
-            first,
-            _starts(query[~junk], first, last),
-            row[~junk],
-            _starts(excluded_query, first, last),
-            excluded_row[order],
-        )
+                excluded |= sides[0][query] == sides[1][row]
+        if self._same_id is not None:
+            other_query, other_row = self._same_id.pairs(first, last)
+            other = self._labels[0][other_query] != self._labels[1][other_row]
+            query, row = np.concatenate([query, other_query[other]]), np.concatenate([row, other_row[other]])
+            excluded = np.concatenate([excluded, np.ones(len(row) - len(excluded), dtype=bool)])
+        return Relevance(query - first, row, excluded)
+
+
+def _as_numpy(sides: Sides) -> Any:
+    return None if sides[0] is None else tuple(side.numpy() for side in sides)
 
 
 class Matches:
@@ -68,18 +69,3 @@ class Matches:
         query = np.repeat(np.arange(first, last), counts)
         place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
         return query, self.order[self.begin[query] + place]
-
-
-def _starts(query: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Where each query's entries start once they are sorted by query."""
-    return np.concatenate([[0], np.cumsum(np.bincount(query - first, minlength=last - first))]).astype(np.int64)
-
-
-def _blocks(counts: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of queries of about `_PAIRS` counts together; a query stays whole."""
-    before = np.concatenate([[0], np.cumsum(counts)])
-    first = 0
-    while first < len(counts):
-        last = max(first + 1, int(np.searchsorted(before, before[first] + _PAIRS, "right")) - 1)
-        yield first, last
-        first = last

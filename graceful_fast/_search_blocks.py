@@ -58,6 +58,21 @@ class BlockPlan(NamedTuple):
     """Of codes, where those are scanned."""
 
 
+def float_bytes(gallery: "Gallery") -> int:
+    """Of a row: bytes become float32 for the scan, once more in the block and once in what is taken of it."""
+    return 4 * gallery.dim if gallery.dtype.itemsize == 1 else 0
+
+
+def most_rows(gallery: "Gallery") -> int:
+    """Of a block, also where there is room for more."""
+    return max(_FEWEST_ROWS, _BLOCK_BYTES // (float_bytes(gallery) or gallery.dim * gallery.dtype.itemsize))
+
+
+def fewest_rows(gallery: "Gallery") -> int:
+    """Of a block, also where there is room for less."""
+    return min(_FEWEST_ROWS, len(gallery))
+
+
 def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *, whole: bool) -> BlockPlan:
     """The largest blocks within the limit; ValueError if it has no room for the queries and the smallest block.
 
@@ -70,14 +85,11 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     if gallery.array is not None and memory_limit is None and whole:
         return BlockPlan(max(1, len(gallery)), CANDIDATE_BYTES, max(1, len(gallery)))
     stride = code_stride(dim)
-    # Bytes become float32 for the scan, once more in the block and once in what is taken of it.
-    as_floats = 4 * dim if itemsize == 1 else 0
-    most = max(_FEWEST_ROWS, _BLOCK_BYTES // (as_floats or dim * itemsize))
     if memory_limit is None:
-        return BlockPlan(most, CANDIDATE_BYTES, max(_FEWEST_ROWS, _BLOCK_BYTES // stride))
+        return BlockPlan(most_rows(gallery), CANDIDATE_BYTES, max(_FEWEST_ROWS, _BLOCK_BYTES // stride))
     # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed: at
     # worst the whole block.
-    row_bytes = 2 * dim * itemsize + as_floats
+    row_bytes = 2 * dim * itemsize + float_bytes(gallery)
     if search.prepared:
         row_bytes += 2 * (stride + 12)
     if search.prepared and gallery.array is None:
@@ -88,7 +100,7 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + (2 << 20))
     copies = 6 if search.prepared and gallery.array is None else 1  # of candidates: the list made of them, its sorting
     least = copies * 16 * count * (search.k + 32)
-    fewest = min(_FEWEST_ROWS, len(gallery))
+    fewest = fewest_rows(gallery)
     needed = fixed + least + fewest * row_bytes
     if memory_limit < needed:
         raise ValueError(
@@ -97,7 +109,7 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
         )
     candidates = max(least, min(copies * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
     rows = (memory_limit - fixed - candidates) // row_bytes
-    rows = max(fewest, min(rows, most))
+    rows = max(fewest, min(rows, most_rows(gallery)))
     return BlockPlan(rows, candidates // copies, rows)
 
 

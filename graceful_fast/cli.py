@@ -36,6 +36,9 @@ Key = Annotated[str | None, typer.Option("--key", help="Which array or column of
 Dtype = Annotated[str | None, typer.Option("--dtype", help="Of raw files: float32, float16, int8, ...")]
 Dim = Annotated[int | None, typer.Option("--dim", help="Of raw files: values in a row.")]
 Offset = Annotated[int, typer.Option("--offset", help="Of raw files: bytes before the first row.")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", help="How much memory the search may take: 2GiB, 500MB, bytes.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file, - for stdout.")]
 
 
@@ -181,9 +184,7 @@ def search(
     k: Annotated[int, typer.Option("-k", "--k", help="Neighbours of each query.")] = 10,
     metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
     scan: Annotated[str, typer.Option("--scan", help="auto, int8 or float32; the answer is the same.")] = "auto",
-    memory_limit: Annotated[
-        str | None, typer.Option("--memory-limit", help="How much memory the search may take: 2GiB, 500MB, bytes.")
-    ] = None,
+    memory_limit: MemoryLimit = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="Directory to go on from when the search was stopped.")
     ] = None,
@@ -300,13 +301,15 @@ def byte_count(text: str, option: str) -> int:
 
 @commands.command()
 def retrieve(
-    old_queries_file: Annotated[Path, typer.Option("--old-queries", help="(Q, D) embeddings of the old model, .npy.")],
-    new_queries_file: Annotated[Path, typer.Option("--new-queries", help="The same queries under the new model.")],
-    old_gallery_file: Annotated[Path, typer.Option("--old-gallery", help="(N, D) embeddings of the old model.")],
+    old_queries_source: Annotated[
+        str, typer.Option("--old-queries", help="(Q, D) embeddings of the old model, in any gallery format.")
+    ],
+    new_queries_source: Annotated[str, typer.Option("--new-queries", help="The same queries under the new model.")],
+    old_gallery_source: Annotated[str, typer.Option("--old-gallery", help="(N, D) embeddings of the old model.")],
     query_labels_file: Annotated[Path, typer.Option("--query-labels", help="(Q,) integers, .npy.")],
     gallery_labels_file: Annotated[Path, typer.Option("--gallery-labels", help="(N,) integers, .npy.")],
-    new_gallery_file: Annotated[
-        Path | None, typer.Option("--new-gallery", help="The same gallery under the new model.")
+    new_gallery_source: Annotated[
+        str | None, typer.Option("--new-gallery", help="The same gallery under the new model.")
     ] = None,
     query_ids_file: Annotated[
         Path | None, typer.Option("--query-ids", help="(Q,) integers: no row finds itself.")
@@ -314,30 +317,46 @@ def retrieve(
     gallery_ids_file: Annotated[Path | None, typer.Option("--gallery-ids", help="(N,) integers.")] = None,
     k: Annotated[list[int] | None, typer.Option("-k", "--k", help="Depths, one or more; 1, 5 and 10.")] = None,
     metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
+    memory_limit: MemoryLimit = None,
     json_file: JsonFile = None,
 ) -> None:
     """Retrieval before, during and after a backfill: old/old, new/old, new/new, and which queries broke."""
-    inputs = {
-        "--old-queries": old_queries_file,
-        "--new-queries": new_queries_file,
-        "--old-gallery": old_gallery_file,
-        "--new-gallery": new_gallery_file,
+    from .gallery import Gallery
+
+    limit = None if memory_limit is None else byte_count(memory_limit, "--memory-limit")
+    sources = {
+        "--old-queries": old_queries_source,
+        "--new-queries": new_queries_source,
+        "--old-gallery": old_gallery_source,
+        "--new-gallery": new_gallery_source,
+    }
+    vectors = {
         "--query-labels": query_labels_file,
         "--gallery-labels": gallery_labels_file,
         "--query-ids": query_ids_file,
         "--gallery-ids": gallery_ids_file,
     }
-    check_outputs({"--json": json_file}, inputs.items())
-    arrays = {option: None if path is None else read_array(path) for option, path in inputs.items()}
+    rows = {option: None if source is None else Gallery.open(source) for option, source in sources.items()}
+    opened = [(option, state.path) for option, gallery in rows.items() if gallery for state in gallery.files]
+    check_outputs({"--json": json_file}, [*opened, *vectors.items()])
+    loaded = {
+        option: gallery.load().array if gallery and option.endswith("queries") else gallery
+        for option, gallery in rows.items()
+    }
+    arrays = {option: None if path is None else read_array(path) for option, path in vectors.items()}
     from .update.matrix import compare_versions
 
+    inputs: dict[str, Any] = sources | vectors
     names = {option: option.removeprefix("--").replace("-", "_") for option in inputs}
-    typed = {names[option]: option if path is None else f"{option} {path}" for option, path in inputs.items()}
-    with json_output(json_file) as write_json, naming(typed | {"k": "-k", "metric": "--metric"}):
+    typed = {names[option]: option if source is None else f"{option} {source}" for option, source in inputs.items()}
+    options = {"k": "-k", "metric": "--metric", "memory_limit": "--memory-limit"}
+    with json_output(json_file) as write_json, naming(typed | options):
         found = compare_versions(
-            **{names[option]: array for option, array in arrays.items()},
+            **{names[option]: array for option, array in (loaded | arrays).items()},
             metric=cast(Any, metric),
             k=tuple(k or (1, 5, 10)),
+            progress=sys.stderr.isatty(),
+            memory_limit=limit,
         )
         write_json(found.to_dict())
     if str(json_file) != "-":

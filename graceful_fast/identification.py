@@ -1,6 +1,7 @@
 """Open-set identification, 1:N: how often a probe's mate is found, at a rate of false alarms by people not enrolled."""
 
 import math
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from . import _ops
+from ._progress import Progress
+from ._search_blocks import Labels, Search
 from .search import (
     Metric,
     as_embeddings,
+    as_gallery,
     as_labels,
     check_choice,
+    check_limit,
     check_shapes,
     codes_pay,
-    in_memory,
     label_pair,
-    no_neighbors,
-    raise_fault,
+    nearest,
 )
 from .verification import check_rates, exact_count
 
@@ -55,6 +57,9 @@ def identification_metrics(
     rank: int = 1,
     probe_ids: Any = None,
     gallery_ids: Any = None,
+    progress: bool | Progress = False,
+    memory_limit: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> IdentificationMetrics:
     """TPIR at each FPIR: open-set search, false alarms measured on probes of people who are not in the gallery.
 
@@ -64,7 +69,7 @@ def identification_metrics(
 
     Args:
         probes: (Q, D) embeddings, dtypes as of `graceful_fast.knn`; Q may be 0.
-        gallery: (N, D) embeddings, or a `Gallery`, which is read into memory.
+        gallery: (N, D) embeddings, or a `Gallery`, which is read once, in blocks.
         probe_labels: (Q,) integers.
         gallery_labels: (N,) integers.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
@@ -72,6 +77,7 @@ def identification_metrics(
         rank: Within how many rows the mate must be, 1 to N.
         probe_ids: (Q,) integers, with `gallery_ids`: a probe never finds a row of its own id.
         gallery_ids: (N,) integers.
+        progress, memory_limit, checkpoint: as of `graceful_fast.knn`; labels come on top of the limit.
 
     Returns:
         IdentificationMetrics; TPIR is NaN without mated probes.
@@ -80,7 +86,7 @@ def identification_metrics(
         UserWarning: an FPIR that is below one non-mated probe; its TPIR and threshold are NaN.
 
     Raises:
-        ValueError, TypeError: as `graceful_fast.knn`; an FPIR out of range.
+        ValueError, TypeError, OSError: as `graceful_fast.knn`; an FPIR out of range.
 
     Source: ISO/IEC 19795-1; Grother et al., "Face Recognition Vendor Test Part 2: Identification", NIST IR 8271.
 
@@ -94,14 +100,14 @@ def identification_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     rates = check_rates("fpir", fpir)
-    q, x = as_embeddings(probes, "probes"), in_memory(gallery)
+    check_limit(memory_limit)
+    q, x = as_embeddings(probes, "probes"), as_gallery(gallery)
     check_shapes(q, x, rank, ("probes", "gallery"), "rank")
     of_probes = as_labels(probe_labels, "probe_labels", len(q)).numpy()
     of_gallery = as_labels(gallery_labels, "gallery_labels", len(x)).numpy()
     ids = label_pair("ids", probe_ids, gallery_ids, q, x, ("probe", "gallery"))
-    keys, rows = no_neighbors(len(q), rank)
-    status = _ops.scan_collect(q, x, keys, rows, metric, ids=ids, coded=codes_pay(q))
-    raise_fault(status, q, x, names=("probes", "gallery"))
+    search = Search(q, rank, metric, Labels(*ids), Labels(), codes_pay(q), prepared=x.codes is not None)
+    keys, rows, _ = nearest(search, x, memory_limit, progress, checkpoint, ("probes", "gallery"))
     found = rows.numpy()
     mated = has_mate(of_probes, of_gallery, *(None if side is None else side.numpy() for side in ids))
     score = keys.numpy()  # -inf where there is no row

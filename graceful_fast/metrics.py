@@ -1,18 +1,25 @@
 """Retrieval metrics from the full ranking of every query: exact mAP, CMC, recall, nDCG, MRR, R-precision, flips."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ._arrays import like
-from ._positives import relevance
+from ._positives import Relevant
+from ._progress import Progress
+from ._rank_counts import RankCounts, count_better, plan_counts
 from .flips import FlipCounts
-from .search import Metric, as_embeddings, as_labels, check_choice, check_dims, in_memory, label_pair, raise_fault
-
-if TYPE_CHECKING:
-    import torch
+from .search import (
+    Metric,
+    as_embeddings,
+    as_gallery,
+    as_labels,
+    check_choice,
+    check_dims,
+    check_limit,
+    label_pair,
+)
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,22 @@ def retrieval_metrics(
     gallery_ids: Any = None,
     query_groups: Any = None,
     gallery_groups: Any = None,
+    progress: bool | Progress = False,
+    memory_limit: int | None = None,
 ) -> RetrievalMetrics:
     """Every ranking metric, exactly, from the full ranking of the gallery for each query; nothing is cut at a depth.
 
     A gallery row of the query's label is a positive. Rows rank by (score, smaller index), scores being those of
     `graceful_fast.knn`, in float64. The rank of each positive is counted in one pass over the gallery, without sorting
-    and without a (Q, N) matrix: memory grows with the number of positives.
+    and without a (Q, N) matrix.
+
+    A gallery of files is read in blocks, and may be larger than memory: first the rows that are positives or excluded,
+    in ascending order, then all rows, once for every 4 million positives and excluded rows of the queries together, or
+    as often as `memory_limit` asks. Queries and labels stay in memory.
 
     Args:
         queries: (Q, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Q may be 0.
-        gallery: (N, D) embeddings, in any of these dtypes, or a `Gallery`, which is read into memory.
+        gallery: (N, D) embeddings, in any of these dtypes, or a `Gallery`.
         query_labels: (Q,) integers.
         gallery_labels: (N,) integers.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
@@ -88,14 +101,18 @@ def retrieval_metrics(
         query_groups: (Q,) integers, with `gallery_groups`: rows of the query's group and label are left out
             (re-identification: the same person seen by the same camera).
         gallery_groups: (N,) integers.
+        progress: print progress on standard error, or call with (rows done, rows in all), rows of each reading.
+        memory_limit: bytes by which the process may grow above what it has when the call begins; up to 128 MiB for
+            threads and libraries come on top. Never changes the answer.
 
     Returns:
         RetrievalMetrics: means as float; `per_query` has arrays of the queries' kind.
 
     Raises:
         ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
-            zero vector under "cosine".
+            zero vector under "cosine", a limit without room for the queries, the labels and the positives of a query.
         TypeError: a wrong type or dtype.
+        OSError: a file of the gallery that cannot be read or has changed.
 
     Source: the re-identification protocol is that of Zheng et al., "Scalable Person Re-identification: A Benchmark",
     ICCV 2015; average precision is the sum over ranks, without interpolation.
@@ -110,44 +127,17 @@ def retrieval_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     depths = check_depths(k)
-    q, x = as_embeddings(queries, "queries"), in_memory(gallery)
+    check_limit(memory_limit)
+    q, x = as_embeddings(queries, "queries"), as_gallery(gallery)
     check_dims(q, x)
     labels = (as_labels(query_labels, "query_labels", len(q)), as_labels(gallery_labels, "gallery_labels", len(x)))
     ids = label_pair("ids", query_ids, gallery_ids, q, x)
     groups = label_pair("groups", query_groups, gallery_groups, q, x)
-    blocks = [
-        of_block(greater, equal, before, start, depths)
-        for start, greater, equal, before in count_better(q, x, metric, labels, ids, groups)
-    ]
+    relevant = Relevant(labels, ids, groups)
+    plan = plan_counts(q, x, relevant, memory_limit, whole=not progress)
+    blocks = [of_block(counts, depths) for counts in count_better(q, x, metric, relevant, plan, progress)]
     table = np.concatenate(blocks, axis=1) if blocks else np.zeros((6 + 3 * len(depths), 0))
     return summarise(table, depths, queries)
-
-
-def count_better(
-    queries: "torch.Tensor", gallery: "torch.Tensor", metric: str, labels: Any, ids: Any, groups: Any
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Of blocks of queries: where each one's positives start, and counts of allowed rows for each positive.
-
-    They have a greater score, an equal one (its own included), an equal one and a smaller index.
-    """
-    import torch
-
-    from . import _ops
-
-    def numpy(sides: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        return None if sides[0] is None else (sides[0].numpy(), sides[1].numpy())
-
-    of_labels = (labels[0].numpy(), labels[1].numpy())
-    for block in relevance(of_labels, numpy(ids), numpy(groups)):
-        count = len(block.positive_start) - 1
-        rows = queries[block.first : block.first + count]
-        lists = [torch.from_numpy(array) for array in block[1:]]
-        counts, status = _ops.scan_count(rows, gallery, metric, *lists)
-        if status.bad == 1:
-            status = status._replace(row=status.row + block.first)
-        raise_fault(status, queries, gallery)
-        greater, equal, before = counts.numpy()
-        yield block.positive_start, greater, equal, before
 
 
 def check_depths(k: Any) -> tuple[int, ...]:
@@ -163,15 +153,13 @@ def check_depths(k: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(depth.__index__() for depth in depths))
 
 
-def of_block(
-    greater: np.ndarray, equal: np.ndarray, before: np.ndarray, start: np.ndarray, depths: tuple[int, ...]
-) -> np.ndarray:
+def of_block(counts: RankCounts, depths: tuple[int, ...]) -> np.ndarray:
     """(6 + 3 * depths, Q) float64, the rows as `summarise` names them; NaN columns of queries without a positive."""
+    start, greater, equal, before = counts
     count = np.diff(start)
     queries = len(count)
     query = np.repeat(np.arange(queries), count)
-    order = np.lexsort((greater + before, query))
-    greater, equal, rank = greater[order], equal[order], (greater + before)[order] + 1
+    rank = greater + before + 1
     place = np.arange(1, len(rank) + 1) - start[query]  # among the query's positives, from 1
     first_equal = np.ones(len(rank), dtype=bool)
     first_equal[1:] = (query[1:] != query[:-1]) | (greater[1:] != greater[:-1])

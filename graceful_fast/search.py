@@ -109,33 +109,48 @@ def knn(
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     check_choice("scan", scan, ("auto", "int8", "float32"))
     q = as_embeddings(queries, "queries")
-    x = gallery if isinstance(gallery, Gallery) else Gallery(array_rows(gallery, "gallery"))
+    x = as_gallery(gallery)
     check_shapes(q, x, k)
-    if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
-        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
+    check_limit(memory_limit)
     from . import _ops
 
-    coded = scan == "int8" or (scan == "auto" and codes_pay(q))
     search = Search(
         q,
         k,
         metric,
         Labels(*label_pair("ids", query_ids, gallery_ids, q, x, lazy=True)),
         Labels(*label_pair("groups", query_groups, gallery_groups, q, x, lazy=True)),
-        coded,
+        coded=scan == "int8" or (scan == "auto" and codes_pay(q)),
         prepared=scan != "float32" and x.codes is not None,
     )
-    keys, rows = no_neighbors(q.shape[0], k)
-    plan = plan_blocks(search, x, memory_limit, whole=checkpoint is None and not progress)
-    facts: Counter[str] = Counter()
-    with closing(search_blocks(search, x, keys, rows, plan, progress, checkpoint)) as scans:
-        for first, status in scans:
-            raise_fault(status, q, x, first)
-            facts.update(facts_of(status))
+    keys, rows, facts = nearest(search, x, memory_limit, progress, checkpoint)
     found = Neighbors(like((-keys if metric == "l2" else keys).float(), queries), like(rows, queries))
     if info:
-        found.info = {"scan": "int8" if coded or search.prepared else "float32", "isa": _ops.isa, **facts}
+        precision = "int8" if search.coded or search.prepared else "float32"
+        found.info = {"scan": precision, "isa": _ops.isa, **facts}
     return found
+
+
+def nearest(
+    search: Search,
+    gallery: Gallery,
+    memory_limit: int | None,
+    progress: bool | Progress,
+    checkpoint: str | os.PathLike[str] | None,
+    names: "Sides" = ("queries", "gallery"),
+) -> "tuple[torch.Tensor, torch.Tensor, Counter[str]]":
+    """The k best as float64 keys (larger is better, -inf where there is none) and rows (-1), and `facts_of` all scans.
+
+    `names`: what errors call the queries and the gallery.
+    """
+    keys, rows = no_neighbors(len(search.queries), search.k)
+    plan = plan_blocks(search, gallery, memory_limit, whole=checkpoint is None and not progress)
+    facts: Counter[str] = Counter()
+    with closing(search_blocks(search, gallery, keys, rows, plan, progress, checkpoint)) as scans:
+        for first, status in scans:
+            raise_fault(status, search.queries, gallery, first, names)
+            facts.update(facts_of(status))
+    return keys, rows, facts
 
 
 def no_neighbors(count: int, k: int) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -167,6 +182,17 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_limit(memory_limit: Any) -> None:
+    """ValueError unless it is None or a number of bytes."""
+    if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
+        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
+
+
+def as_gallery(value: Any, name: str = "gallery") -> Gallery:
+    """A `Gallery` as it is, or one of an array."""
+    return value if isinstance(value, Gallery) else Gallery(array_rows(value, name))
+
+
 def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     """(rows, dim) on the CPU, floating, of unit stride within a row."""
     return as_scanned(array_rows(value, name).array)
@@ -184,11 +210,6 @@ def array_rows(value: Any, name: str) -> ArrayRows:
     if tensor.ndim != 2:
         raise ValueError(f"{name}: expected shape (rows, dim), got {tuple(tensor.shape)}")
     return ArrayRows(tensor, mapped=mapping_of(value))
-
-
-def in_memory(gallery: Any) -> "torch.Tensor":
-    """`as_embeddings` of an array or of all rows of a `Gallery`."""
-    return as_embeddings(gallery.load().array if isinstance(gallery, Gallery) else gallery, "gallery")
 
 
 def as_scanned(tensor: "torch.Tensor") -> "torch.Tensor":

@@ -62,7 +62,7 @@ def verification_metrics(
     keeps the few near the thresholds; no (Na, Nb) matrix is held.
 
     If `a` and `b` are the same set (equal embeddings, labels and ids in the same order, or `b` and `b_labels` None),
-    each unordered pair counts once and no row is paired with itself.
+    each unordered pair counts once and no row is paired with itself. Both sides are arrays in memory.
 
     Args:
         a: (Na, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Na may be 0.

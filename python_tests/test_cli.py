@@ -437,6 +437,27 @@ def test_retrieve_gives_the_matrix_of_versions_and_what_broke(command: Command) 
     assert flips["negative"] == len(flips["negative_indices"]) > 0
 
 
+def test_retrieve_takes_any_gallery_and_a_limit(command: Command) -> None:
+    save_versions()
+    expected = json.loads(command(*RETRIEVE, "--json", "-").out)
+    rows = np.load("og.npy")
+    Path("shards").mkdir()
+    for number, part in enumerate(np.split(rows, 3)):
+        np.save(f"shards/{number}.npy", part)
+    header = np.array(rows.shape, np.uint32).tobytes()
+    Path("og.fbin").write_bytes(header + rows.tobytes())
+    for source in ("shards", "og.fbin"):
+        result = command(*RETRIEVE, "--old-gallery", source, "--memory-limit", "16MiB", "--json", "-")
+        assert (result.code, result.err) == (0, "")
+        assert json.loads(result.out) == expected
+    np.savez("queries.npz", queries=np.load("oq.npy"))
+    assert json.loads(command(*RETRIEVE, "--old-queries", "queries.npz", "--json", "-").out) == expected
+    refused(command(*RETRIEVE, "--memory-limit", "1KiB"), "--memory-limit: expected at least")
+    refused(
+        command(*RETRIEVE, "--old-gallery", "shards", "--json", "shards/1.npy"), "another file than that of --old-g"
+    )
+
+
 def test_retrieve_prints_a_table_without_a_new_gallery(command: Command) -> None:
     save_versions()
     result = command(*RETRIEVE)

@@ -17,7 +17,8 @@ COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shu
 def test_kernels_agree_with_the_definitions_for_every_vector_width(width: int, tmp_path: Path) -> None:
     # 64 is the AVX-512 source with the compiler's own instructions: its tiles, masks and tails run on any machine.
     program = tmp_path / "kernel_check"
-    sources = ["python_tests/kernel_check.cpp", "csrc/cpu/scan_kernels.cpp", "csrc/cpu/distill_kernels.cpp"]
+    kernels = ("scan", "scan_count", "scan_histogram", "distill")
+    sources = ["python_tests/kernel_check.cpp", *(f"csrc/cpu/{name}_kernels.cpp" for name in kernels)]
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-w", "-Icsrc", "-DGF_ISA=baseline"]
     command = [*COMPILER, *flags, f"-DGF_PORTABLE_VECTORS={width}", *sources, "-o", str(program)]
     subprocess.run(command, check=True, cwd=ROOT)

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 from torchmetrics.functional import retrieval as torch_retrieval
 
 import graceful_fast as gf
-from graceful_fast import _positives, reference_metrics
+from graceful_fast import _rank_counts, reference_metrics
 
 METRICS = ("cosine", "ip", "l2")
 BY_K = ("recall", "cmc", "ndcg")
@@ -114,7 +114,7 @@ def test_blocks_of_queries_give_what_all_at_once_give(monkeypatch: pytest.Monkey
     labels = random_labels(50, 300, 6)
     ids = {"query_ids": rng.integers(0, 99, 50), "gallery_ids": rng.integers(0, 99, 300)}
     whole = gf.retrieval_metrics(queries, gallery, *labels, **ids)
-    monkeypatch.setattr(_positives, "_PAIRS", 130)
+    monkeypatch.setattr(_rank_counts, "_PAIRS", 130)
     parts = gf.retrieval_metrics(queries, gallery, *labels, **ids)
     assert parts == whole
     np.testing.assert_array_equal(parts.per_query.map, whole.per_query.map)

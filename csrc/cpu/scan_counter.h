@@ -25,6 +25,7 @@ class Counter {
         states_(count_),
         edges_(2 * rooms()),
         grid_(kCellsAPositive * rooms()),
+        places_(kPlaces * count_),
         report_(report) {}
 
   void begin() {
@@ -42,6 +43,8 @@ class Counter {
                grid_ + kCellsAPositive * room,
                0,
                0,
+               0,
+               places_ + kPlaces * i,
                0};
       state.lower = state.upper + room_of(count);
       room += room_of(count);
@@ -70,22 +73,34 @@ class Counter {
   template <class Engine>
   void take(Engine& engine, const Tile& tile) {
     const uint64_t valid = (uint64_t(1) << tile.columns) - 1;
+    uint32_t unsure[kM];
     for (int64_t r = 0; r < tile.queries; ++r) {
       const uint32_t reached = tile.reached[r] & uint32_t(valid);
       State& state = states_[tile.query + r];
+      unsure[r] = 0;
       if (!reached || state.count == 0) continue;
       const float* const scores = tile.scores + r * kN;
-      uint32_t unsure;
 #if defined(GF_AVX512)
-      unsure = state.count <= kInRegisters ? count_in_registers(state, scores, reached)
-                                           : count_by_grid(state, scores, reached);
+      unsure[r] = state.count <= kInRegisters ? place_in_registers(state, scores, reached)
+                                              : count_by_grid(state, scores, reached);
 #else
-      unsure = count_by_grid(state, scores, reached);
+      unsure[r] = count_by_grid(state, scores, reached);
 #endif
-      for (; unsure; unsure &= unsure - 1) {
-        settle(tile.query + r, engine.row(tile.slot + __builtin_ctz(unsure)));
+      if (unsure[r]) definition_.prefetch_query(first_ + tile.query + r);
+    }
+    for (int64_t r = 0; r < tile.queries; ++r) {  // by now the queries are on their way from memory
+      for (; unsure[r]; unsure[r] &= unsure[r] - 1) {
+        settle(tile.query + r, engine.row(tile.slot + __builtin_ctz(unsure[r])));
       }
     }
+  }
+
+  void finish() {
+#if defined(GF_AVX512)
+    for (int64_t i = 0; i < count_; ++i) {
+      if (states_[i].placed) count_places(states_[i]);
+    }
+#endif
   }
 
  private:
@@ -99,9 +114,12 @@ class Counter {
     uint32_t* grid;        // [cells + 1] how many upper edges lie in this cell or above
     int64_t cells;
     float origin, density;  // cell of a score: density * score + origin
+    uint8_t* places;        // [kPlaces] of scores not counted yet, 255 of one that does not count
+    int64_t placed;
   };
 
   static constexpr int64_t kInRegisters = 31;
+  static constexpr int64_t kPlaces = 4 * kN;     // more bring little and leave less of L2 for rows and queries
   static constexpr int64_t kCellsAPositive = 8;  // one score in ten or so meets an edge in its cell
   static int64_t room_of(int64_t count) { return most(count, kInRegisters) + 1; }
   int64_t rooms() const {
@@ -168,8 +186,8 @@ class Counter {
 
 #if defined(GF_AVX512)
   // The same with all edges in four registers, for up to kInRegisters positives: five halvings for 16 scores at a time.
-  // Places are then counted by comparing bytes: adding to one counter after the other would wait for each store.
-  static uint32_t count_in_registers(State& state, const float* scores, uint32_t reached) {
+  // The places of some tiles are then counted together.
+  static uint32_t place_in_registers(State& state, const float* scores, uint32_t reached) {
     const __m512 upper0 = _mm512_loadu_ps(state.upper), upper1 = _mm512_loadu_ps(state.upper + 16);
     const __m512 lower0 = _mm512_loadu_ps(state.lower), lower1 = _mm512_loadu_ps(state.lower + 16);
     uint32_t unsure = 0;
@@ -191,21 +209,34 @@ class Counter {
       places[half] = _mm512_cvtepi32_epi8(place);
     }
     unsure &= reached;
-    const __m256i all = _mm256_set_m128i(places[1], places[0]);
-    const uint32_t sure = reached & ~unsure;
-    for (int64_t i = 0; i < state.count; ++i) {
-      const __mmask32 here = _mm256_mask_cmpeq_epi8_mask(sure, all, _mm256_set1_epi8(char(i)));
-      state.tally.between[i] += __builtin_popcount(here);
-    }
+    const __m256i all = _mm256_set_m128i(places[1], places[0]), nowhere = _mm256_set1_epi8(-1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(state.places + state.placed),
+                        _mm256_mask_mov_epi8(nowhere, reached & ~unsure, all));
+    if ((state.placed += kN) == kPlaces) count_places(state);
     return unsure;
+  }
+
+  // By comparing bytes: adding to one counter after the other would wait for each store.
+  static void count_places(State& state) {
+    static_assert(kPlaces == 128);
+    for (int64_t j = state.placed; j < kPlaces; j += kN) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(state.places + j), _mm256_set1_epi8(-1));
+    }
+    const __m512i first = _mm512_loadu_si512(state.places), second = _mm512_loadu_si512(state.places + 64);
+    for (int64_t i = 0; i < state.count; ++i) {
+      const __m512i place = _mm512_set1_epi8(char(i));
+      state.tally.between[i] += __builtin_popcountll(_mm512_cmpeq_epi8_mask(first, place)) +
+                                __builtin_popcountll(_mm512_cmpeq_epi8_mask(second, place));
+    }
+    state.placed = 0;
   }
 #endif
 
   void settle(int64_t i, int64_t row) {
     State& state = states_[i];
     ++report_.settled;
-    if (i != chosen_) definition_.choose(first_ + (chosen_ = i));
-    state.tally.add(state.keys, state.rows, state.count, definition_.key(row), row, 1);
+    if (i != chosen_) definition_.choose(first_ + i, queries_[i].square), chosen_ = i;
+    state.tally.add(state.keys, state.rows, state.count, definition_.key(row), p_.first_row + row);
   }
 
   const CountParams& p_;
@@ -216,6 +247,7 @@ class Counter {
   Buffer<State> states_;
   Buffer<float> edges_;
   Buffer<uint32_t> grid_;
+  Buffer<uint8_t> places_;
   ScanReport& report_;
 };
 

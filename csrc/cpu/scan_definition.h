@@ -20,12 +20,22 @@ class Definition {
   explicit Definition(const ScanParams& params) : p_(params), query_(params.dim + 8) {}
 
   void choose(int64_t query) {  // of params.queries
+    choose(query, with_elements(p_.queries, [&](const auto* data) {
+             return p_.metric == Metric::cosine ? squared_norm(data + query * p_.queries.row_stride, p_.dim) : 0.0;
+           }));
+  }
+
+  void choose(int64_t query, double square) {  // square: its q.q by definition
     with_elements(p_.queries, [&](const auto* data) {
       const auto* q = data + query * p_.queries.row_stride;
       for (int64_t j = 0; j < p_.dim; ++j) query_[j] = double(widen(q[j]));
-      if (p_.metric == Metric::cosine) root_ = __builtin_sqrt(squared_norm(q, p_.dim));
     });
     for (int64_t j = p_.dim; j % 8; ++j) query_[j] = 0;
+    root_ = __builtin_sqrt(square);
+  }
+
+  void prefetch_query(int64_t query) const {
+    with_elements(p_.queries, [&](const auto* data) { prefetch(data + query * p_.queries.row_stride); });
   }
 
   double key(int64_t row) const {
@@ -50,8 +60,9 @@ class Definition {
     return static_cast<const T*>(p_.gallery.data) + row * p_.gallery.row_stride;
   }
 
-  void prefetch(const T* row) const {
-    const int64_t bytes = least(p_.dim * int64_t(sizeof(T)), 4096);
+  template <class Value>
+  void prefetch(const Value* row) const {
+    const int64_t bytes = least(p_.dim * int64_t(sizeof(Value)), 4096);
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
   }
 

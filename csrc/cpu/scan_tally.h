@@ -21,19 +21,29 @@ struct Tally {
     before = equal + positives;
   }
 
-  // Counts a row of known key: `times` is 1, or -1 for one that should not have been.
-  void add(const double* keys, const int64_t* rows, int64_t count, double key, int64_t row, int64_t times) {
+  struct Place {
+    int64_t between, equal, before;
+    void operator+=(const Place& other) {
+      between += other.between;
+      equal += other.equal;
+      before += other.before;
+    }
+  };
+  Place at(int64_t place) const { return {between[place], equal[place], before[place]}; }
+
+  // Counts a row of known key.
+  void add(const double* keys, const int64_t* rows, int64_t count, double key, int64_t row) {
     const auto descending = [](double a, double b) { return a > b; };
     const int64_t at = std::lower_bound(keys, keys + count, key, descending) - keys;
     if (at == count || keys[at] < key) {
-      between[at] += times;
+      ++between[at];
       return;
     }
-    equal[at] += times;
+    ++equal[at];
     const int64_t end = std::upper_bound(keys + at, keys + count, key, descending) - keys;
     const int64_t next =
         std::upper_bound(rows + at, rows + end, row, [](int64_t a, int64_t b) { return a < b; }) - rows;
-    if (next < end) before[next] += times;
+    if (next < end) ++before[next];
   }
 };
 

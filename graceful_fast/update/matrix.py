@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .._progress import Progress
 from ..flips import FlipCounts
 from ..metrics import RetrievalMetrics, count_retrieval_flips, retrieval_metrics
 from ..search import Metric
@@ -45,6 +46,8 @@ def compare_versions(
     k: tuple[int, ...] = (1, 5, 10),
     query_ids: Any = None,
     gallery_ids: Any = None,
+    progress: bool | Progress = False,
+    memory_limit: int | None = None,
 ) -> CrossVersion:
     """`retrieval_metrics` of every pair of versions that an update goes through. Errors name these arguments.
 
@@ -71,6 +74,8 @@ def compare_versions(
                 k=k,
                 query_ids=query_ids,
                 gallery_ids=gallery_ids,
+                progress=progress,
+                memory_limit=memory_limit,
             )
         except (ValueError, TypeError) as error:
             argument, _, rest = str(error).partition(": ")
