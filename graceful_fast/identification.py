@@ -95,7 +95,7 @@ def identification_metrics(
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     rates = check_rates("fpir", fpir)
     q, x = as_embeddings(probes, "probes"), in_memory(gallery)
-    check_shapes(q, x, rank, ("probes", "gallery"), "rank")
+    rank = check_shapes(q, x, rank, ("probes", "gallery"), "rank")
     of_probes = as_labels(probe_labels, "probe_labels", len(q)).numpy()
     of_gallery = as_labels(gallery_labels, "gallery_labels", len(x)).numpy()
     ids = label_pair("ids", probe_ids, gallery_ids, q, x, ("probe", "gallery"))

@@ -1,5 +1,6 @@
 """Exact search: the k nearest gallery rows of each query."""
 
+import operator
 import os
 from collections import Counter
 from contextlib import closing
@@ -110,9 +111,8 @@ def knn(
     check_choice("scan", scan, ("auto", "int8", "float32"))
     q = as_embeddings(queries, "queries")
     x = gallery if isinstance(gallery, Gallery) else Gallery(array_rows(gallery, "gallery"))
-    check_shapes(q, x, k)
-    if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
-        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
+    k = check_shapes(q, x, k)
+    limit = None if memory_limit is None else as_bytes(memory_limit)
     from . import _ops
 
     coded = scan == "int8" or (scan == "auto" and codes_pay(q))
@@ -126,7 +126,7 @@ def knn(
         prepared=scan != "float32" and x.codes is not None,
     )
     keys, rows = no_neighbors(q.shape[0], k)
-    plan = plan_blocks(search, x, memory_limit, whole=checkpoint is None and not progress)
+    plan = plan_blocks(search, x, limit, whole=checkpoint is None and not progress)
     facts: Counter[str] = Counter()
     with closing(search_blocks(search, x, keys, rows, plan, progress, checkpoint)) as scans:
         for first, status in scans:
@@ -159,6 +159,17 @@ def facts_of(status: "ScanStatus") -> dict[str, int]:
         "float32_rows": status.plain_rows,
         "blocks_again": status.gave_up,
     }
+
+
+def as_bytes(memory_limit: Any) -> int:
+    """`memory_limit` as an int of at least 1."""
+    try:
+        limit = -1 if isinstance(memory_limit, bool) else operator.index(memory_limit)
+    except TypeError:
+        limit = -1
+    if limit < 1:
+        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
+    return limit
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -219,13 +230,18 @@ def check_dims(queries: "torch.Tensor", gallery: Rows, names: Sides = ("queries"
 
 def check_shapes(
     queries: "torch.Tensor", gallery: Rows, k: Any, names: Sides = ("queries", "gallery"), k_name: str = "k"
-) -> None:
-    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
+) -> int:
+    """`k` as an int; ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
     shapes = check_dims(queries, gallery, names)
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
+    try:
+        count = None if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        count = None
+    if count is None:
         raise TypeError(f"{k_name}: expected an integer, got {type(k).__name__}")
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"{k_name}: expected 1 to {len(gallery)}, the rows of the gallery, got {k} with {shapes}")
+    if not 1 <= count <= len(gallery):
+        raise ValueError(f"{k_name}: expected 1 to {len(gallery)}, the rows of the gallery, got {count} with {shapes}")
+    return count
 
 
 def label_pair(

@@ -97,7 +97,7 @@ def test_the_definition_is_a_plain_sum_up_to_rounding() -> None:
 @pytest.mark.parametrize("way", ["float32", "int8"])
 def test_floors_known_before_the_first_rows_are_scanned_change_nothing(way: str, monkeypatch) -> None:
     # Queries of group 0 meet their first rows in the second block, where all others know a floor already; with several
-    # threads, a task learns another's floor while it looks for its own. All scores are below 0, what fresh memory holds.
+    # threads, a task learns another's floor while it looks for its own. All scores are below 0: fresh memory holds 0.
     rng = np.random.default_rng(3)
     gallery = (np.abs(rng.standard_normal((16_000, 16))) + 0.1).astype(np.float32)
     queries = (-np.abs(rng.standard_normal((40, 16))) - 0.1).astype(np.float32)
@@ -402,6 +402,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (ValueError, r"k: expected 1 to 8, .*, got 0", {"k": 0}),
         (ValueError, r"k: expected 1 to 0", {"gallery": GOOD[:0], "k": 1}),
         (TypeError, r"k: expected an integer, got float", {"k": 2.0}),
+        (TypeError, r"k: expected an integer, got ndarray", {"k": np.array([2])}),
         (TypeError, r"queries: expected real numbers of at most 64 bits, got dtype <U4", {"queries": "text"}),
         (TypeError, r"queries: expected a torch tensor, .*, got dict", {"queries": {}}),
         (
