@@ -30,7 +30,8 @@ class Grid(NamedTuple):
         low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 0.0)
         if not low < high:
             low, high = low - 1, low + 1
-        return Grid(low - (high - low) / 20, (high - low) / BINS * 1.1)
+        width = max((high - low) / BINS * 1.1, float(np.finfo(float).tiny))  # of subnormal scores it could be 0
+        return Grid(low - (high - low) / 20, width)
 
     def bins_of(self, low: float, high: float) -> tuple[int, int]:
         """The bins from one score to another; infinities are the first and the last."""

@@ -13,11 +13,11 @@ from ._progress import Progress
 from ._search_blocks import Labels, Search
 from .search import (
     Metric,
+    as_bytes,
     as_embeddings,
     as_gallery,
     as_labels,
     check_choice,
-    check_limit,
     check_shapes,
     codes_pay,
     label_pair,
@@ -100,9 +100,9 @@ def identification_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     rates = check_rates("fpir", fpir)
-    check_limit(memory_limit)
     q, x = as_embeddings(probes, "probes"), as_gallery(gallery)
-    check_shapes(q, x, rank, ("probes", "gallery"), "rank")
+    rank = check_shapes(q, x, rank, ("probes", "gallery"), "rank")
+    memory_limit = as_bytes(memory_limit)
     of_probes = as_labels(probe_labels, "probe_labels", len(q)).numpy()
     of_gallery = as_labels(gallery_labels, "gallery_labels", len(x)).numpy()
     ids = label_pair("ids", probe_ids, gallery_ids, q, x, ("probe", "gallery"))

@@ -12,12 +12,12 @@ from ._rank_counts import RankCounts, count_better, plan_counts
 from .flips import FlipCounts
 from .search import (
     Metric,
+    as_bytes,
     as_embeddings,
     as_gallery,
     as_labels,
     check_choice,
     check_dims,
-    check_limit,
     label_pair,
 )
 
@@ -127,7 +127,7 @@ def retrieval_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     depths = check_depths(k)
-    check_limit(memory_limit)
+    memory_limit = as_bytes(memory_limit)
     q, x = as_embeddings(queries, "queries"), as_gallery(gallery)
     check_dims(q, x)
     labels = (as_labels(query_labels, "query_labels", len(q)), as_labels(gallery_labels, "gallery_labels", len(x)))

@@ -1,5 +1,6 @@
 """Exact search: the k nearest gallery rows of each query."""
 
+import operator
 import os
 from collections import Counter
 from contextlib import closing
@@ -110,8 +111,8 @@ def knn(
     check_choice("scan", scan, ("auto", "int8", "float32"))
     q = as_embeddings(queries, "queries")
     x = as_gallery(gallery)
-    check_shapes(q, x, k)
-    check_limit(memory_limit)
+    k = check_shapes(q, x, k)
+    memory_limit = as_bytes(memory_limit)
     from . import _ops
 
     search = Search(
@@ -176,16 +177,23 @@ def facts_of(status: "ScanStatus") -> dict[str, int]:
     }
 
 
+def as_bytes(memory_limit: Any) -> int | None:
+    """`memory_limit` as an int of at least 1, or None."""
+    if memory_limit is None:
+        return None
+    try:
+        limit = -1 if isinstance(memory_limit, bool) else operator.index(memory_limit)
+    except TypeError:
+        limit = -1
+    if limit < 1:
+        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
+    return limit
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_limit(memory_limit: Any) -> None:
-    """ValueError unless it is None or a number of bytes."""
-    if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
-        raise ValueError(f"memory_limit: expected a number of bytes, got {memory_limit!r}")
 
 
 def as_gallery(value: Any, name: str = "gallery") -> Gallery:
@@ -240,13 +248,18 @@ def check_dims(queries: "torch.Tensor", gallery: Rows, names: Sides = ("queries"
 
 def check_shapes(
     queries: "torch.Tensor", gallery: Rows, k: Any, names: Sides = ("queries", "gallery"), k_name: str = "k"
-) -> None:
-    """ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
+) -> int:
+    """`k` as an int; ValueError unless the dims agree and 1 <= k <= rows of the gallery."""
     shapes = check_dims(queries, gallery, names)
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
+    try:
+        count = None if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        count = None
+    if count is None:
         raise TypeError(f"{k_name}: expected an integer, got {type(k).__name__}")
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"{k_name}: expected 1 to {len(gallery)}, the rows of the gallery, got {k} with {shapes}")
+    if not 1 <= count <= len(gallery):
+        raise ValueError(f"{k_name}: expected 1 to {len(gallery)}, the rows of the gallery, got {count} with {shapes}")
+    return count
 
 
 def label_pair(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 import graceful_fast as gf
-from graceful_fast import _ops, reference, search
+from graceful_fast import _ops, _search_blocks, reference, search
 
 METRICS = ("cosine", "ip", "l2")
 WAYS = ("float32", "int8", "codes", "shortlist")  # scans; one of codes made before; one with the originals elsewhere
@@ -92,6 +92,22 @@ def test_the_definition_is_a_plain_sum_up_to_rounding() -> None:
     }.items():
         got = np.stack([reference.similarity(query, gallery, metric) for query in queries])
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["float32", "int8"])
+def test_floors_known_before_the_first_rows_are_scanned_change_nothing(way: str, monkeypatch) -> None:
+    # Queries of group 0 meet their first rows in the second block, where all others know a floor already; with several
+    # threads, a task learns another's floor while it looks for its own. All scores are below 0: fresh memory holds 0.
+    rng = np.random.default_rng(3)
+    gallery = (np.abs(rng.standard_normal((16_000, 16))) + 0.1).astype(np.float32)
+    queries = (-np.abs(rng.standard_normal((40, 16))) - 0.1).astype(np.float32)
+    groups = {"query_groups": np.arange(40) // 14, "gallery_groups": np.where(np.arange(16_000) < 4_000, 0, 9)}
+    expected = reference.knn(queries, gallery, 5, metric="ip", **groups)
+    assert_same(gf.knn(queries, gallery, 5, metric="ip", scan=way, **groups), expected)
+    monkeypatch.setattr(_search_blocks, "_BLOCK_BYTES", 4_000 * 16 * 4)
+    assert_same(
+        gf.knn(queries, gallery, 5, metric="ip", scan=way, progress=lambda done, total: None, **groups), expected
+    )
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
@@ -386,6 +402,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (ValueError, r"k: expected 1 to 8, .*, got 0", {"k": 0}),
         (ValueError, r"k: expected 1 to 0", {"gallery": GOOD[:0], "k": 1}),
         (TypeError, r"k: expected an integer, got float", {"k": 2.0}),
+        (TypeError, r"k: expected an integer, got ndarray", {"k": np.array([2])}),
         (TypeError, r"queries: expected real numbers of at most 64 bits, got dtype <U4", {"queries": "text"}),
         (TypeError, r"queries: expected a torch tensor, .*, got dict", {"queries": {}}),
         (

@@ -211,6 +211,16 @@ def test_a_limit_that_is_too_small_says_what_is_needed(tmp_path: Path) -> None:
             gf.knn(QUERY_ROWS, gallery, K, memory_limit=wrong)
 
 
+def test_integers_of_numpy_are_integers(tmp_path: Path) -> None:
+    rows = torch.from_numpy(np.random.default_rng(5).standard_normal((300, 24))).float()
+    expected = definition(rows)
+    for integer in (np.int64, np.uint8):
+        options = {"memory_limit": np.int64(64 << 20), "checkpoint": tmp_path / integer.__name__}
+        for _ in range(2):  # the second time from the checkpoint
+            assert_same(gf.knn(QUERY_ROWS, rows, integer(K), **options), expected)
+    assert gf.knn(QUERY_ROWS, rows, np.uint8(250), memory_limit=64 << 20).indices.shape == (len(QUERY_ROWS), 250)
+
+
 LIMIT = 16 << 20
 PEAK = """
 import sys, numpy as np, torch, graceful_fast as gf

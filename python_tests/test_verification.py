@@ -107,6 +107,13 @@ def test_magnitudes_no_scan_can_hold_are_narrowed_in_float64(metric: str, way: s
         check(a, b, identities(len(a), 4), identities(len(b), 4), metric=metric, exact_curve=way == "all")
 
 
+def test_scores_too_close_for_bins_of_a_width_are_narrowed(way: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(1, 4, (60, 1)) * 1e-161  # scores of some hundred times the smallest number
+    labels = rng.integers(0, 3, 60)
+    check(rows, rows[::-1].copy(), labels, labels, metric="ip", exact_curve=way == "all")
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 90])
 def test_one_set_pairs_every_two_rows_once(count: int, metric: str, way: str) -> None:

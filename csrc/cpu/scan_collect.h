@@ -110,7 +110,10 @@ class Collector {
     const int64_t wanted = least(least(rows / 16, room), most(kSeeds, 4 * p_.k)) / kN * kN;
     bool known = true;
     for (int64_t i = 0; i < count_; ++i) known = known && states_[i].floor > -__builtin_inf();
-    return seeds_ = known || wanted < p_.k || wanted < kFewestSeeds ? 0 : wanted;
+    seeds_ = known || wanted < p_.k || wanted < kFewestSeeds ? 0 : wanted;
+    // Of a query that knows a floor, from earlier blocks or from another task meanwhile, only some tiles are taken.
+    for (int64_t i = 0; i < count_; ++i) std::fill_n(seed_scores(i), seeds_, -__builtin_inff());
+    return seeds_;
   }
 
   double floor(int64_t i) const { return states_[i].floor; }
