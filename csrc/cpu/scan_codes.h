@@ -70,7 +70,8 @@ inline float quantize_row(const float* p, int64_t count, int levels, int8_t* cod
     squares = fma(rest, rest, squares);
     store(codes + i, __builtin_convertvector(code, Lanes<int8_t, kFloats>));
   }
-  // The sum of squares loses at most gamma_count, each rest 2^-23 of its value where there is no fma.
+  // The sum of squares loses at most gamma_count, each rest 2^-23 of its value where there is no fma. What squares lose
+  // to underflow, 2^-75 sqrt(count) times the other side's norm R, bound.h has: exact R^2 + tiny >= 2^-69 dim R.
   const double slack = 1 + double(count + 16) * 0x1p-24;
   residual = float((__builtin_sqrt(double(sum<float, kFloats>(squares))) * slack +
                     double(largest) * __builtin_sqrt(double(count)) * 0x1p-22) *

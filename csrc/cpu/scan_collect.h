@@ -10,6 +10,7 @@
 #include "cpu/buffer.h"
 #include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
+#include "cpu/scan_keys.h"
 
 namespace graceful_fast {
 namespace {
@@ -24,15 +25,8 @@ inline float lowest_float(const Candidate& candidate) {
 inline float above(double error) { return float(error * (1 + 0x1p-22)); }
 
 inline Candidate in_scan_units(const Query& query, const Settled& settled, Metric metric) {
-  double score = settled.key * query.unit, error = 0x1p-100;
-  if (metric == Metric::l2) {
-    const double square = query.square * query.unit;
-    error += 0x1p-52 * (square - score);
-    score = (square + score) / 2;
-  }
-  error += 0x1p-23 * __builtin_fabs(score);  // it is kept as float32
-  if (!(__builtin_fabs(score) < 0x1p125) || query.norm > kLargestNorm) return {0, __builtin_inff(), settled.row};
-  return {float(score), above(error), settled.row};
+  const KeyInScan found = key_in_scan(query, settled.key, metric);
+  return {float(found.score), above(found.error + 0x1p-23 * __builtin_fabs(found.score)), settled.row};
 }
 
 // A value that at least k of the lower bounds reach, and hardly more: their k-th largest by bisection, since counting
