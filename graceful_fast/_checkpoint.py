@@ -28,6 +28,10 @@ class Checkpoint:
     """
 
     def __init__(self, directory: str | os.PathLike[str], work: dict[str, Any]) -> None:
+        if not isinstance(directory, (str, os.PathLike)):
+            raise TypeError(f"checkpoint: expected a directory, got {type(directory).__name__}")
+        if not os.fspath(directory):
+            raise ValueError("checkpoint: expected a directory, got an empty path")
         self._home = Path(directory)
         self._path = self._home / "state"
         self._work = work

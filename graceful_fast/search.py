@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from ._ops import ScanStatus
 
+LARGEST_CODED_DIM = 2**17
+"""Beyond it a sum of products of codes may leave int32."""
+
 Metric = Literal["cosine", "ip", "l2"]
 Scan = Literal["auto", "int8", "float32"]
 
@@ -113,6 +116,8 @@ def knn(
     x = as_gallery(gallery)
     k = check_shapes(q, x, k)
     memory_limit = as_bytes(memory_limit)
+    if scan == "int8" and x.dim > LARGEST_CODED_DIM:
+        raise ValueError(f"scan: expected 'auto' or 'float32' for a dim above {LARGEST_CODED_DIM}, got 'int8'")
     from . import _ops
 
     search = Search(
@@ -163,7 +168,7 @@ def no_neighbors(count: int, k: int) -> "tuple[torch.Tensor, torch.Tensor]":
 
 def codes_pay(queries: "torch.Tensor") -> bool:
     """Whether making codes of 8 bits of the gallery's rows on the way is worth it."""
-    return queries.shape[0] >= 256 and 64 <= queries.shape[1] <= 2**17
+    return queries.shape[0] >= 256 and 64 <= queries.shape[1] <= LARGEST_CODED_DIM
 
 
 def facts_of(status: "ScanStatus") -> dict[str, int]:

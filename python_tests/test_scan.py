@@ -445,6 +445,19 @@ def test_what_is_wrong_is_said(error: type[Exception], message: str, arguments: 
         gf.knn(**({"queries": GOOD, "gallery": GOOD, "k": 1, "metric": "l2"} | arguments))
 
 
+def test_rows_too_wide_for_codes_are_refused_as_such() -> None:
+    wide = np.ones((1, 2**17 + 1), np.float32)
+    with pytest.raises(ValueError, match="scan: expected 'auto' or 'float32' for a dim above 131072, got 'int8'"):
+        gf.knn(wide, wide, 1, scan="int8")
+    assert gf.knn(np.repeat(wide, 300, 0), wide, 1, info=True).info["scan"] == "float32"
+
+
+@pytest.mark.parametrize(("checkpoint", "error"), [("", ValueError), (3, TypeError), (False, TypeError)])
+def test_a_checkpoint_that_is_no_directory_is_refused(checkpoint: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="checkpoint: expected a directory, got"):
+        gf.knn(GOOD, GOOD, 1, checkpoint=checkpoint)
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 
 
