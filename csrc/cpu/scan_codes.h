@@ -190,7 +190,10 @@ inline void code_dots(const int8_t* query, const int8_t* const* rows, int64_t st
   for (; i + kVectorBytes <= stride; i += kVectorBytes) {
     const Words codes = load<Words>(query + i);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) sums[r] = dot4(sums[r], load<Words>(rows[r] + i) ^ kLiftWord, codes);
+    for (int r = 0; r < 4; ++r) {
+      prefetch_ahead(rows[r] + i);
+      sums[r] = dot4(sums[r], load<Words>(rows[r] + i) ^ kLiftWord, codes);
+    }
   }
   if (i < stride) {
     const Words codes = load_part(query + i, stride - i);

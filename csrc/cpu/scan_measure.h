@@ -5,6 +5,7 @@
 #include "cpu/buffer.h"
 #include "cpu/rounding.h"
 #include "cpu/scan.h"
+#include "cpu/simd.h"
 #include "math/bound.h"
 #include "math/settle.h"
 
@@ -82,12 +83,20 @@ struct CodedRow {
   double norm;  // infinity: codes say nothing
 };
 
-inline CodedRow coded_row(const ScanParams& p, int64_t row) {
+// As measure_row, from the norm that is known already: there is no root to take.
+GF_INLINE CodedRow coded_row(const ScanParams& p, int64_t row) {
   const float* facts = p.codes.facts + row * kFacts;
-  const Measure measure = measure_row(double(facts[2]) * facts[2], p);
-  if (!(measure.norm <= kLargestNorm && facts[2] < __builtin_inff())) return {0, 0, 0, __builtin_inf()};
-  return {float(facts[0] * measure.scale), float(facts[1] * measure.scale * (1 + 0x1p-20)), measure.start,
-          measure.norm};
+  const double norm = facts[2];
+  if (!(norm < __builtin_inf())) return {0, 0, 0, __builtin_inf()};
+  if (p.metric == Metric::cosine) {
+    const double scale = 1 / norm;
+    return {float(facts[0] * scale), float(facts[1] * scale * (1 + 0x1p-20)), 0, 1 + 0x1p-20};
+  }
+  const double scale = p.gallery_scale, scaled = norm * scale;
+  const double above = scaled * (1 + 0x1p-20) + 0x1p-100;
+  if (!(above <= kLargestNorm) || extreme(scale)) return {0, 0, 0, __builtin_inf()};
+  return {float(facts[0] * scale), float(facts[1] * scale * (1 + 0x1p-20)),
+          p.metric == Metric::l2 ? float(-scaled * scaled / 2) : 0, above};
 }
 
 // 2^-18 of the norms' product: the few roundings of scores and limits to float32, and of 1/norm where a norm is.
