@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int8": 1, "uint8": 1}
 """Bytes of a value, by the dtype's name in numpy and torch."""
 
+LARGEST_CODED_DIM = 2**17
+"""Beyond it a sum of products of int8 codes may leave int32."""
+
 Blocks = Generator[tuple[int, "torch.Tensor"], None, None]
 
 

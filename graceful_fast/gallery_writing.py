@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ._arrays import bytes_of
 from .gallery_prepared import CODES, FACTS, FORMAT, MANIFEST, VERSION, manifest_checksum, new_checksum
-from .gallery_rows import ITEMSIZE, FileRows, FileState, RowFile, Rows
+from .gallery_rows import ITEMSIZE, LARGEST_CODED_DIM, FileRows, FileState, RowFile, Rows
 
 if TYPE_CHECKING:
     import torch
 
-_LARGEST_DIM = 1 << 17  # of the op: beyond it a sum of products of codes may leave int32
 _FAULTS = {1: "expected finite numbers, got NaN or infinity", 3: "expected a norm below 2^510, got a larger one"}
 _SUFFIX = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64", "int8": "i8", "uint8": "u8"}
 
@@ -25,8 +24,8 @@ def prepare(
     rows: Rows, home: Path, model: str | None, block_rows: int, progress: Callable[[int, int | None], None] | None
 ) -> None:
     """Write the prepared directory of `rows`."""
-    if rows.dim > _LARGEST_DIM:
-        raise ValueError(f"gallery: expected a dim of at most {_LARGEST_DIM} for int8 codes, got {rows.dim}")
+    if rows.dim > LARGEST_CODED_DIM:
+        raise ValueError(f"gallery: expected a dim of at most {LARGEST_CODED_DIM} for int8 codes, got {rows.dim}")
     with _new_directory(home) as partial:
         with ExitStack() as open_files:
             codes, facts = (open_files.enter_context(_Writer(partial / name)) for name in (CODES, FACTS))

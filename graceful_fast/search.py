@@ -10,15 +10,12 @@ from ._arrays import as_tensor, like
 from ._progress import Progress
 from ._search_blocks import Labels, Search, plan_blocks, search_blocks
 from .gallery import Gallery
-from .gallery_rows import ITEMSIZE, ArrayRows, mapping_of
+from .gallery_rows import ITEMSIZE, LARGEST_CODED_DIM, ArrayRows, mapping_of
 
 if TYPE_CHECKING:
     import torch
 
     from ._ops import ScanStatus
-
-LARGEST_CODED_DIM = 2**17
-"""Beyond it a sum of products of codes may leave int32."""
 
 Metric = Literal["cosine", "ip", "l2"]
 Scan = Literal["auto", "int8", "float32"]

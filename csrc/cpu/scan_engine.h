@@ -77,7 +77,6 @@ class Scan {
         count_(task.query_end - task.query_begin),
         panels_((count_ + kM - 1) / kM),
         stride_(code_stride(params.dim)),
-        padded_(stride_),
         in_place_(count_ <= kDirect && (!params.coded || params.codes.data)),
         chunk_(chunk_rows(4 * params.dim)),
         coded_chunk_(params.coded ? chunk_rows(stride_) : 0),
@@ -87,7 +86,7 @@ class Scan {
         packed_(panels_ * kM * params.dim),
         coded_(params.coded ? panels_ * kM * stride_ / 4 : 0),
         rows_(most(chunk_ * params.dim, coded_chunk_ * stride_ / 4)),
-        scaled_(4 * padded_),
+        scaled_(4 * stride_),
         codes_(4 * stride_),
         limits_(panels_ * kM),
         weights_(params.coded ? 4 * panels_ * kM : 0),
@@ -161,14 +160,14 @@ class Scan {
   void raised(int64_t i) {  // the floor of query i has risen
     const double limit = ending_.floor(i) - bound_.error(queries_[i].norm, largest_);
     if (!chunk.coded) {
-      limits_[i] = below(limit);
+      limits_[i] = rounded_down(limit);
       return;
     }
     const Query& query = queries_[i];
     const double unit = in_place_ ? 1 : query.step;  // a tile's scores are over the query's own scale
     const double less = (even_ ? query.residual * largest_ : 0) + squares_slack(p_.metric) * largest_ * largest_;
-    limits_[i] =
-        query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff() : below((limit - less) / unit);
+    limits_[i] = query.norm == __builtin_inf() || largest_ == __builtin_inf() ? -__builtin_inff()
+                                                                              : rounded_down((limit - less) / unit);
   }
 
  private:
@@ -182,9 +181,6 @@ class Scan {
   }
 
   int64_t slots() const { return most(chunk_, coded_chunk_); }
-
-  // Rounded down to float32, with more than the rounding of a limit's own arithmetic to spare.
-  static float below(double limit) { return float(limit - (limit < 0 ? -limit : limit) * 0x1p-22 - 0x1p-100); }
 
   float norm(int64_t slot) const { return facts_[2 * slots() + slot]; }
   float residual(int64_t slot) const { return facts_[slots() + slot]; }
@@ -212,7 +208,7 @@ class Scan {
         queries_[i] = measure_query(squared, p_, scale);
         const int64_t step = in_place_ ? 1 : kM;
         float* to = in_place_ ? packed_ + i * p_.dim : packed_ + i / kM * kM * p_.dim + i % kM;
-        scale_row(q, p_.dim, scale, scaled_, padded_);
+        scale_row(q, p_.dim, scale, scaled_, stride_);
         for (int64_t j = 0; j < p_.dim; ++j) to[j * step] = scaled_[j];
         if (p_.coded) code_query(i);
       }
@@ -303,8 +299,8 @@ class Scan {
         double scale = 0;
         norms_[slot + j] = starts_[slot + j] = 0;
         if (slot + j < chunk.count && !measure(slot + j, scale)) return false;
-        lines[j] = scaled_ + j * padded_;
-        scale_row(gallery_row(row(least(slot + j, chunk.count - 1))), p_.dim, scale, scaled_ + j * padded_, padded_);
+        lines[j] = scaled_ + j * stride_;
+        scale_row(gallery_row(row(least(slot + j, chunk.count - 1))), p_.dim, scale, scaled_ + j * stride_, stride_);
       }
       interleave4(lines, p_.dim, rows_ + slot / kN * kN * p_.dim + slot % kN, kN);
     }
@@ -336,7 +332,7 @@ class Scan {
   bool make_codes(int64_t slot, int8_t* codes) {
     double scale = 0;
     if (!measure(slot, scale)) return false;
-    scale_row(gallery_row(row(slot)), p_.dim, scale, scaled_, padded_);
+    scale_row(gallery_row(row(slot)), p_.dim, scale, scaled_, stride_);
     fact(0)[slot] = quantize_row(scaled_, stride_, kRowLevels, codes, fact(1)[slot]);
     fact(2)[slot] = norms_[slot] < __builtin_inf() ? float(norms_[slot] * (1 + 0x1p-22)) : 0;  // limits are -inf then
     return true;
@@ -480,9 +476,9 @@ class Scan {
     for (int64_t j = 0; j < 4; ++j) {
       double scale = 0;
       if (j < columns && !measure(slot + j, scale)) return false;
-      lines[j] = scaled_ + j * padded_;
+      lines[j] = scaled_ + j * stride_;
       factors[j] = 1;
-      scale_row(gallery_row(row(slot + least(j, columns - 1))), p_.dim, scale, scaled_ + j * padded_, padded_);
+      scale_row(gallery_row(row(slot + least(j, columns - 1))), p_.dim, scale, scaled_ + j * stride_, stride_);
     }
     return true;
   }
@@ -511,7 +507,7 @@ class Scan {
 
   const ScanParams& p_;
   const Task& task_;
-  const int64_t count_, panels_, stride_, padded_;
+  const int64_t count_, panels_, stride_;
   const bool in_place_;
   const int64_t chunk_, coded_chunk_;
   const Bound bound_;

@@ -21,8 +21,7 @@ inline KeyInScan key_in_scan(const Query& query, double key, Metric metric) {
   return found;
 }
 
-// Rounded to float32 outwards, with more than the rounding of the argument's own arithmetic to spare.
-inline float rounded_down(double value) { return float(value - __builtin_fabs(value) * 0x1p-22 - 0x1p-100); }
+// Rounded up to float32, as rounded_down.
 inline float rounded_up(double value) { return float(value + __builtin_fabs(value) * 0x1p-22 + 0x1p-100); }
 
 }  // namespace

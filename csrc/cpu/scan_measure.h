@@ -14,6 +14,9 @@ namespace {
 
 inline double power_of_two(int exponent) { return __builtin_ldexp(1.0, exponent); }
 
+// Rounded down to float32, with more than the rounding of a limit's own arithmetic to spare.
+inline float rounded_down(double value) { return float(value - __builtin_fabs(value) * 0x1p-22 - 0x1p-100); }
+
 // 2^e with norm * 2^e in [0.5, 1); 1 for a norm of 0 and for what is reported as bad anyway.
 inline double scale_of(double squared) {
   if (!(squared > 0 && squared <= kLargestSquare)) return 1;
