@@ -1,6 +1,8 @@
 """Gallery files of every format, written by the peer that owns it, for the tests of galleries."""
 
+import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,14 @@ DTYPES = {
 def rows_of(dtype: str, rows: int = 7, dim: int = 3) -> torch.Tensor:
     values = torch.from_numpy(np.random.default_rng(rows).normal(size=(rows, dim)) * 40).round()
     return (values.abs() if dtype == "u1" else values).to(DTYPES[dtype])
+
+
+def thread_count(at_most: int | None = None) -> int:
+    """Threads of this process; with `at_most`, waits for it: the system lists a joined thread a moment longer."""
+    deadline = time.monotonic() + 10
+    while (count := len(os.listdir("/proc/self/task"))) > (at_most or count) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return count
 
 
 def write_bin(path: Path, rows: torch.Tensor, header: str = "<II") -> None:
