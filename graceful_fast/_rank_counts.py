@@ -125,27 +125,27 @@ def ranked(
     queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
 ) -> tuple[Relevance, np.ndarray]:
     """The pairs by query, from the best down, and their keys; equal keys by row."""
-    keys = exact_keys(queries, gallery, metric, pairs, rows_at_once)
+    keys = exact_keys(queries, gallery, metric, pairs.query, pairs.row, rows_at_once)
     order = np.lexsort((pairs.row, -keys, pairs.query))
     return Relevance(pairs.query[order], pairs.row[order], pairs.excluded[order]), keys[order]
 
 
 def exact_keys(
-    queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
+    queries: "torch.Tensor", gallery: "Gallery", metric: str, query: np.ndarray, row: np.ndarray, rows_at_once: int
 ) -> np.ndarray:
     """The float64 score of each pair; rows are taken in ascending order. 0 of bad data, which is the scan's to tell."""
     import torch
 
     from . import _ops
 
-    wanted, place = np.unique(pairs.row, return_inverse=True)
+    wanted, place = np.unique(row, return_inverse=True)
     order = np.argsort(place, kind="stable")
     keys = np.zeros(len(order))
     for first in range(0, len(wanted), rows_at_once):
         taken = as_scanned(gallery.take(wanted[first : first + rows_at_once]))
         low, high = np.searchsorted(place, (first, first + len(taken)), sorter=order)
         some = np.sort(order[low:high])  # by query again
-        sides = (torch.from_numpy(side) for side in (pairs.query[some], place[some] - first))
+        sides = (torch.from_numpy(side) for side in (query[some], place[some] - first))
         keys[some] = _ops.scan_pairs(queries, taken, metric, *sides).numpy()
     return np.where(np.isnan(keys), 0, keys)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import graceful_fast as gf
-from graceful_fast import _brackets, _error_rates, reference_metrics
+from graceful_fast import _brackets, _pairs, reference_metrics
 
 METRICS = ("cosine", "ip", "l2")
 FARS = (0.5, 0.1, 0.03, 0.001)
@@ -42,7 +42,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def set_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for constant, value in WAYS[name].items():
-        module = _brackets if constant == "_SAMPLE" else _error_rates
+        module = _brackets if constant == "_SAMPLE" else _pairs
         monkeypatch.setattr(module, constant, value)
 
 
@@ -304,8 +304,8 @@ def test_bad_data_among_many_pairs_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 ANSWER = """
 import json, numpy as np, torch, graceful_fast as gf
-from graceful_fast import _error_rates
-_error_rates._FEW = 0
+from graceful_fast import _pairs
+_pairs._FEW = 0
 answers = []
 for threads in (1, 3):
     torch.set_num_threads(threads)
