@@ -106,7 +106,7 @@ def _near(pairs: Pairs, target: Reached, place: int, found: Binned, keep: np.nda
 def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
     first, last = _FULL
-    found = pairs.between(first, _shift(first, last), pairs.number)
+    found = pairs.between(first, _shift(first, last, _FEWEST_BINS), _FEWEST_BINS, pairs.number)
     impostors, genuine = _sorted(found)
     scores = np.unique(np.concatenate([impostors, genuine]))[::-1]
     worse = np.stack([np.searchsorted(side, scores, "left") for side in (impostors, genuine)])
@@ -136,8 +136,8 @@ def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshol
     largest = np.finfo(float).max
     first, last = (int(ordered(np.clip(end, -largest, largest))) for end in (low, high))
     while True:
-        shift = _shift(first, last)
-        found = pairs.between(first, shift)
+        shift = _shift(first, last, BINS)
+        found = pairs.between(first, shift, BINS, pairs.plan.kept)
         counts = found.counts
         accepted = counts[:, ::-1].cumsum(1)
         at = int(np.argmax(target(accepted)))
@@ -166,12 +166,13 @@ def unordered(value: int) -> Any:
     return np.array(value if value >= 0 else -(2**63) - value, np.int64).view(np.float64)
 
 
+_FEWEST_BINS = 1 << 12  # that cover all float64 while their number times their width stays below 2^64
 _FULL = (int(ordered(-np.finfo(float).max)), int(ordered(np.finfo(float).max)))
 
 
-def _shift(first: int, last: int) -> int:
+def _shift(first: int, last: int, bins: int) -> int:
     """So that all bins but two cover a range of ordered values."""
-    return max(0, -(-(last - first + 1) // (BINS - 2)) - 1).bit_length()
+    return max(0, -(-(last - first + 1) // (bins - 2)) - 1).bit_length()
 
 
 def _sorted(found: Scores) -> tuple[np.ndarray, np.ndarray]:

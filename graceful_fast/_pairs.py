@@ -1,6 +1,6 @@
 """All pairs of rows of two galleries, a block of each side at a time: their histograms, some pairs, exact scores."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,8 +26,7 @@ _KEPT = 1 << 24  # pairs kept at most: 220 MB
 class PairPlan(NamedTuple):
     """How much is in memory at once."""
 
-    whole: bool  # both sides, which are arrays
-    rows: tuple[int, int]  # of a and of b
+    rows: tuple[int, ...]  # of a and of b
     kept: int  # pairs that a scan keeps
 
 
@@ -38,12 +37,12 @@ def plan_pairs(a: "Gallery", b: "Gallery", within: bool, memory_limit: int | Non
     """
     sides = (a, b)
     if memory_limit is None:
-        arrays = [side.array is not None for side in sides]
-        once = arrays[0], arrays[1] and whole
-        rows = [
-            max(1, len(side)) if one else even(len(side), most_rows(side)) for side, one in zip(sides, once, strict=True)
-        ]
-        return PairPlan(all(once), (rows[0], rows[1]), _KEPT)
+        once = a.array is not None, b.array is not None and whole
+        blocks = (
+            even(len(side), max(1, len(side)) if one else most_rows(side))
+            for side, one in zip(sides, once, strict=True)
+        )
+        return PairPlan(tuple(blocks), _KEPT)
     row_bytes = [2 * side.dim * side.dtype.itemsize + float_bytes(side) for side in sides]  # two blocks, one being read
     # Labels, ids and what finds the pairs of one label; the scores of few pairs or of a sample; for each thread its
     # counters, queries and panels.
@@ -58,11 +57,11 @@ def plan_pairs(a: "Gallery", b: "Gallery", within: bool, memory_limit: int | Non
         )
     spare = memory_limit - needed
     kept = min(_KEPT, spare // 3 // 100)
-    rows = [
-        even(len(side), max(1, least, min(least + spare // 3 // size, most_rows(side))))
+    blocks = (
+        even(len(side), max(1, min(least + spare // 3 // size, most_rows(side))))
         for side, least, size in zip(sides, fewest, row_bytes, strict=True)
-    ]
-    return PairPlan(False, (rows[0], rows[1]), kept)
+    )
+    return PairPlan(tuple(blocks), kept)
 
 
 def even(total: int, rows: int) -> int:
@@ -130,11 +129,13 @@ class Pairs:
         total = np.zeros((2, BINS), np.int64)
         nowhere = np.zeros(0, np.int64)
         kept, number, margin = [(np.zeros(0, np.float32), np.zeros(0, bool), nowhere, nowhere)], 0, 0.0
-        grid = {"origin": origin, "width": width, "bins": BINS, "keep": torch.from_numpy(keep)}
+        ranges = torch.from_numpy(keep)
         with closing(self._tiles()) as tiles:
             for tile in tiles:
                 room = max(0, self.plan.kept - number)
-                found = _ops.scan_histogram(*self._arguments(tile), **grid, capacity=room)
+                found = _ops.scan_histogram(
+                    *self._arguments(tile), origin=origin, width=width, bins=BINS, keep=ranges, capacity=room
+                )
                 self._check(found.status, tile)
                 total += found.counts.numpy()
                 number, margin = number + found.kept, max(margin, found.margin)
@@ -142,41 +143,39 @@ class Pairs:
                 genuine = found.kinds.numpy() == 1
                 places = found.places.numpy().copy()  # not what they are views of, which has room for all
                 kept.append((places, genuine, rows + tile.first[0], columns + tile.first[1]))
-        return Binned(total, *map(np.concatenate, zip(*kept, strict=True)), number <= self.plan.kept, margin)
+        places, genuine, rows, columns = map(np.concatenate, zip(*kept, strict=True))
+        return Binned(total, places, genuine, rows, columns, number <= self.plan.kept, margin)
 
-    def between(self, lowest: int, shift: int, capacity: int | None = None) -> Scores:
+    def between(self, lowest: int, shift: int, bins: int, capacity: int) -> Scores:
         """By bins of exact scores, 2^shift of them from `lowest` on; kept: all but those of the first and last bin."""
-        capacity = self.plan.kept if capacity is None else capacity
-        total = np.zeros((2, BINS), np.int64)
+        total = np.zeros((2, bins), np.int64)
         kept, number = [(np.zeros(0), np.zeros(0, bool))], 0
         with closing(self._tiles()) as tiles:
             for tile in tiles:
                 room = max(0, capacity - number)
                 arguments = self._arguments(tile)
-                found = _ops.scan_between(*arguments, lowest=lowest, shift=shift, bins=BINS, capacity=room)
+                found = _ops.scan_between(*arguments, lowest=lowest, shift=shift, bins=bins, capacity=room)
                 self._check(found.status, tile)
                 total += found.counts.numpy()
                 number += found.kept
                 kept.append((found.keys.numpy().copy(), found.kinds.numpy() == 1))
-        return Scores(total, *map(np.concatenate, zip(*kept, strict=True)), number <= capacity)
+        keys, genuine = map(np.concatenate, zip(*kept, strict=True))
+        return Scores(total, keys, genuine, number <= capacity)
 
     def keys(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(pairs,) float64 scores, larger is better; the galleries' rows are taken in ascending order."""
-        import torch
-
-        if self.plan.whole and self.a.array is not None and self.b.array is not None:
-            a, b = as_scanned(self.a.array), as_scanned(self.b.array)
-            keys: np.ndarray = _ops.scan_pairs(a, b, self.metric, *map(torch.from_numpy, (rows, columns))).numpy()
-            return keys
+        of_a, of_b = self.plan.rows
+        if self.a.array is not None and of_a >= len(self.a):
+            return exact_keys(as_scanned(self.a.array), self.b, self.metric, rows, columns, of_b)
         keys = np.zeros(len(rows))
         wanted, place = np.unique(rows, return_inverse=True)
-        for first in range(0, len(wanted), self.plan.rows[0]):
-            taken = as_scanned(self.a.take(wanted[first : first + self.plan.rows[0]]))
+        for first in range(0, len(wanted), of_a):
+            taken = as_scanned(self.a.take(wanted[first : first + of_a]))
             some = np.flatnonzero((place >= first) & (place < first + len(taken)))
-            keys[some] = exact_keys(taken, self.b, self.metric, place[some] - first, columns[some], self.plan.rows[1])
+            keys[some] = exact_keys(taken, self.b, self.metric, place[some] - first, columns[some], of_b)
         return keys
 
-    def _tiles(self) -> Iterator[Tile]:
+    def _tiles(self) -> Generator[Tile, None, None]:
         """A reading of `b` for each block of `a`: of what follows it, where both are one set."""
         starts = range(0, len(self.a), self.plan.rows[0])
         done, total = 0, sum(len(self.b) - first if self.within else len(self.b) for first in starts)

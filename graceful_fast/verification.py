@@ -66,8 +66,8 @@ def verification_metrics(
     `graceful_fast.knn`); TAR is the share of genuine scores strictly better. One scan counts the pairs by score and
     keeps the few near the thresholds; no (Na, Nb) matrix is held.
 
-    If `a` and `b` are the same set (equal embeddings, or the same files, with equal labels and ids in the same order, or
-    `b` and `b_labels` None), each unordered pair counts once and no row is paired with itself.
+    If `a` and `b` are the same set (equal embeddings or the same files, with equal labels and ids in the same order;
+    or `b` and `b_labels` None), each unordered pair counts once and no row is paired with itself.
 
     A gallery of files is read in blocks, and may be larger than memory: first rows of a sample of pairs, in ascending
     order, then all rows, then the rows near thresholds. `b` is read once for each block of `a`, an array being one. A

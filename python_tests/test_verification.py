@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,9 @@ BAD = np.where(LABELS[:, None] == 2, np.nan, GOOD)
         (ValueError, r"b: row 2: expected finite numbers.*\(a \(8, 3\), b \(8, 3\)\)", {"b": BAD}),
         (ValueError, r"a: row 2: expected finite numbers", {"a": BAD}),
         (ValueError, r"a: row 0: cosine of a zero", {"a": GOOD * 0}),
+        (TypeError, r"a: expected an array or a Gallery, got a path: gf.Gallery.open\('a.npy'\)$", {"a": "a.npy"}),
+        (TypeError, r"b: expected an array or a Gallery, got a path: gf.Gallery.open", {"b": Path("b.npy")}),
+        (TypeError, r"b: expected a torch tensor, .*, got dict", {"b": {}}),
     ],
 )
 def test_what_is_wrong_is_named(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
@@ -304,8 +308,8 @@ def test_bad_data_among_many_pairs_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 ANSWER = """
 import json, numpy as np, torch, graceful_fast as gf
-from graceful_fast import _pairs
-_pairs._FEW = 0
+from graceful_fast import _brackets, _pairs
+_pairs._FEW, _brackets._SAMPLE = 0, 20_000
 answers = []
 for threads in (1, 3):
     torch.set_num_threads(threads)
