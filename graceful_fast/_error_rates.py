@@ -6,16 +6,15 @@ nearest to each threshold. A threshold that the sample misses, or too many score
 over a narrower range of exact scores: down to a single float64, whatever the data.
 """
 
-import bisect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._brackets import BINS, Grid, brackets, merge, sampled
-from ._pairs import Binned, Pairs, Scores
+from ._pairs import Binned, Pairs
 
 Counts = np.ndarray  # (2, ...) int64: impostors, genuine
 Reached = Callable[[Counts], Any]  # of the accepted: are they enough? Once true, true for every lower threshold.
@@ -98,37 +97,27 @@ def _near(pairs: Pairs, target: Reached, place: int, found: Binned, keep: np.nda
     low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
     near = np.flatnonzero((found.places >= low) & (found.places < high))
     keys = pairs.keys(found.rows[near], found.columns[near])
-    genuine = found.genuine[near]
     above = found.counts[:, last + 1 :].sum(1)
-    return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
+    return among(target, *_ranked(keys, found.genuine[near]), above)
 
 
 def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
     first, last = _FULL
     found = pairs.between(first, _shift(first, last, _FEWEST_BINS), _FEWEST_BINS, pairs.number)
-    impostors, genuine = _sorted(found)
-    scores = np.unique(np.concatenate([impostors, genuine]))[::-1]
-    worse = np.stack([np.searchsorted(side, scores, "left") for side in (impostors, genuine)])
-    sizes = np.array([[len(impostors)], [len(genuine)]])
-    curve = Curve(np.diff(sizes - worse, axis=1, prepend=0))
+    scores, accepted = _ranked(found.keys, found.genuine)
+    curve = Curve(np.diff(accepted, axis=1, prepend=0))
     nothing = np.zeros(2, np.int64)
-    return curve, [target and among(target, impostors, genuine, nothing) for target in targets(curve.totals)]
+    return curve, [target and among(target, scores, accepted, nothing) for target in targets(curve.totals)]
 
 
-def among(target: Reached, impostors: np.ndarray, genuine: np.ndarray, above: Counts) -> Threshold | None:
-    """The target's threshold if it is one of these scores, ascending, with `above` better than all of them."""
-    scores = np.sort(np.concatenate([impostors, genuine]))
-
-    def counts(score: float, side: Literal["left", "right"]) -> Counts:
-        worse = [np.searchsorted(impostors, score, side), np.searchsorted(genuine, score, side)]
-        return np.asarray(above + np.array([len(impostors), len(genuine)]) - worse)
-
-    reached = bisect.bisect_left(scores, True, key=lambda score: not target(counts(score, "left")))
-    if reached == 0 or target(above):
+def among(target: Reached, scores: np.ndarray, accepted: Counts, above: Counts) -> Threshold | None:
+    """The target's threshold if it is one of these scores, as `_ranked` gives them, with `above` better than all."""
+    accepted = accepted + above[:, None]
+    if not len(scores) or target(above) or not target(accepted[:, -1]):
         return None
-    score = float(scores[reached - 1])
-    return Threshold(score, counts(score, "right"), counts(score, "left"))
+    at = int(np.argmax(target(accepted)))
+    return Threshold(float(scores[at]) + 0.0, accepted[:, at - 1] if at else above, accepted[:, at])  # never -0.0
 
 
 def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshold:
@@ -145,7 +134,7 @@ def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshol
         if place in (0, BINS - 1):  # not in the range after all
             first, last = _FULL
         elif found.complete:
-            threshold = among(target, *_sorted(found), counts[:, -1])
+            threshold = among(target, *_ranked(found.keys, found.genuine), counts[:, -1])
             assert threshold is not None
             return threshold
         elif shift == 0:
@@ -175,6 +164,8 @@ def _shift(first: int, last: int, bins: int) -> int:
     return max(0, -(-(last - first + 1) // (bins - 2)) - 1).bit_length()
 
 
-def _sorted(found: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of impostors and of genuine pairs, ascending."""
-    return np.sort(found.keys[~found.genuine]), np.sort(found.keys[found.genuine])
+def _ranked(keys: np.ndarray, genuine: np.ndarray) -> tuple[np.ndarray, Counts]:
+    """The distinct scores from the best down, and how many impostors and genuine pairs are as good as each."""
+    scores = np.unique(keys)[::-1]
+    worse = [np.searchsorted(np.sort(keys[kind]), scores, "left") for kind in (~genuine, genuine)]
+    return scores, np.array([[len(genuine) - genuine.sum()], [genuine.sum()]]) - np.stack(worse)

@@ -168,7 +168,7 @@ import sys, numpy as np, graceful_fast as gf
 path, limit, one_set = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "one set"
 gallery = gf.Gallery.open(path)
 labels = np.arange(len(gallery)) % 3000
-few = np.random.default_rng(0).standard_normal((2000, 128), dtype=np.float32)
+few = np.random.default_rng(0).standard_normal((300, 128), dtype=np.float32)
 
 def kilobytes(name):
     with open("/proc/self/status") as file:
@@ -181,7 +181,7 @@ with open("/proc/self/clear_refs", "w") as file:
 if one_set:
     gf.verification_metrics(gallery, None, labels, None, far=(0.01, 0.0001), memory_limit=limit)
 else:
-    gf.verification_metrics(few, gallery, labels[:2000], labels, far=(0.01, 0.0001), memory_limit=limit)
+    gf.verification_metrics(few, gallery, labels[:300], labels, far=(0.01, 0.0001), memory_limit=limit)
 print(kilobytes("VmHWM") - before << 10)
 """
 
