@@ -96,16 +96,16 @@ def _near(pairs: Pairs, target: Reached, place: int, found: Binned, keep: np.nda
         return None
     low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
     near = np.flatnonzero((found.places >= low) & (found.places < high))
-    keys = pairs.keys(found.rows[near], found.columns[near])
+    keys = pairs.keys(*np.divmod(found.numbers[near], len(pairs.b)))
     above = found.counts[:, last + 1 :].sum(1)
-    return among(target, *_ranked(keys, found.genuine[near]), above)
+    return among(target, *_ranked(keys, found.kinds[near]), above)
 
 
 def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
     first, last = _FULL
     found = pairs.between(first, _shift(first, last, _FEWEST_BINS), _FEWEST_BINS, pairs.number)
-    scores, accepted = _ranked(found.keys, found.genuine)
+    scores, accepted = _ranked(found.keys, found.kinds)
     curve = Curve(np.diff(accepted, axis=1, prepend=0))
     nothing = np.zeros(2, np.int64)
     return curve, [target and among(target, scores, accepted, nothing) for target in targets(curve.totals)]
@@ -134,7 +134,7 @@ def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshol
         if place in (0, BINS - 1):  # not in the range after all
             first, last = _FULL
         elif found.complete:
-            threshold = among(target, *_ranked(found.keys, found.genuine), counts[:, -1])
+            threshold = among(target, *_ranked(found.keys, found.kinds), counts[:, -1])
             assert threshold is not None
             return threshold
         elif shift == 0:
@@ -164,8 +164,8 @@ def _shift(first: int, last: int, bins: int) -> int:
     return max(0, -(-(last - first + 1) // (bins - 2)) - 1).bit_length()
 
 
-def _ranked(keys: np.ndarray, genuine: np.ndarray) -> tuple[np.ndarray, Counts]:
-    """The distinct scores from the best down, and how many impostors and genuine pairs are as good as each."""
-    scores = np.unique(keys)[::-1]
+def _ranked(keys: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, Counts]:
+    """The distinct scores from the best down, and how many impostors and genuine pairs are at least as good as each."""
+    scores, genuine = np.unique(keys)[::-1], kinds == 1
     worse = [np.searchsorted(np.sort(keys[kind]), scores, "left") for kind in (~genuine, genuine)]
     return scores, np.array([[len(genuine) - genuine.sum()], [genuine.sum()]]) - np.stack(worse)

@@ -56,7 +56,7 @@ def plan_pairs(a: "Gallery", b: "Gallery", within: bool, memory_limit: int | Non
             f"and their labels, got {memory_limit}"
         )
     spare = memory_limit - needed
-    kept = min(_KEPT, spare // 3 // 100)
+    kept = min(_KEPT, spare // 3 // 48)
     blocks = (
         even(len(side), max(1, min(least + spare // 3 // size, most_rows(side))))
         for side, least, size in zip(sides, fewest, row_bytes, strict=True)
@@ -75,9 +75,8 @@ class Binned(NamedTuple):
 
     counts: np.ndarray  # (2, bins) int64: impostors, genuine
     places: np.ndarray  # (kept,) float32, in bins
-    genuine: np.ndarray  # (kept,) bool
-    rows: np.ndarray  # (kept,) of a
-    columns: np.ndarray  # (kept,) of b
+    kinds: np.ndarray  # (kept,) uint8: 1 genuine, 0 impostor
+    numbers: np.ndarray  # (kept,) int64: row of a * rows of b + row of b
     complete: bool  # whether all pairs to be kept are there
     margin: float  # how far a place may be from that of the exact score
 
@@ -87,7 +86,7 @@ class Scores(NamedTuple):
 
     counts: np.ndarray  # (2, bins) int64: impostors, genuine
     keys: np.ndarray  # (kept,) float64
-    genuine: np.ndarray  # (kept,) bool
+    kinds: np.ndarray  # (kept,) uint8: 1 genuine, 0 impostor
     complete: bool  # whether all scores to be kept are there
 
 
@@ -127,8 +126,7 @@ class Pairs:
         import torch
 
         total = np.zeros((2, BINS), np.int64)
-        nowhere = np.zeros(0, np.int64)
-        kept, number, margin = [(np.zeros(0, np.float32), np.zeros(0, bool), nowhere, nowhere)], 0, 0.0
+        kept, number, margin = [], 0, 0.0
         ranges = torch.from_numpy(keep)
         with closing(self._tiles()) as tiles:
             for tile in tiles:
@@ -139,17 +137,18 @@ class Pairs:
                 self._check(found.status, tile)
                 total += found.counts.numpy()
                 number, margin = number + found.kept, max(margin, found.margin)
-                rows, columns = np.divmod(found.pairs.numpy(), len(tile.sides[1]))
-                genuine = found.kinds.numpy() == 1
-                places = found.places.numpy().copy()  # not what they are views of, which has room for all
-                kept.append((places, genuine, rows + tile.first[0], columns + tile.first[1]))
-        places, genuine, rows, columns = map(np.concatenate, zip(*kept, strict=True))
-        return Binned(total, places, genuine, rows, columns, number <= self.plan.kept, margin)
+                numbers = found.pairs.numpy()
+                if tile.first != (0, 0) or len(tile.sides[1]) != len(self.b):
+                    row, column = np.divmod(numbers, len(tile.sides[1]))
+                    numbers = (row + tile.first[0]) * len(self.b) + column + tile.first[1]
+                kept.append(_compact(found.places.numpy(), found.kinds.numpy(), numbers))
+        places, kinds, numbers = _joined(kept, np.float32, np.uint8, np.int64)
+        return Binned(total, places, kinds, numbers, number <= self.plan.kept, margin)
 
     def between(self, lowest: int, shift: int, bins: int, capacity: int) -> Scores:
         """By bins of exact scores, 2^shift of them from `lowest` on; kept: all but those of the first and last bin."""
         total = np.zeros((2, bins), np.int64)
-        kept, number = [(np.zeros(0), np.zeros(0, bool))], 0
+        kept, number = [], 0
         with closing(self._tiles()) as tiles:
             for tile in tiles:
                 room = max(0, capacity - number)
@@ -158,9 +157,9 @@ class Pairs:
                 self._check(found.status, tile)
                 total += found.counts.numpy()
                 number += found.kept
-                kept.append((found.keys.numpy().copy(), found.kinds.numpy() == 1))
-        keys, genuine = map(np.concatenate, zip(*kept, strict=True))
-        return Scores(total, keys, genuine, number <= capacity)
+                kept.append(_compact(found.keys.numpy(), found.kinds.numpy()))
+        keys, kinds = _joined(kept, np.float64, np.uint8)
+        return Scores(total, keys, kinds, number <= capacity)
 
     def keys(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(pairs,) float64 scores, larger is better; the galleries' rows are taken in ascending order."""
@@ -220,3 +219,15 @@ class Pairs:
 def count_pairs(a: int, b: int, within: bool) -> int:
     """Of so many rows of each side."""
     return a * (a - 1) // 2 if within else a * b
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]], *dtypes: Any) -> tuple[np.ndarray, ...]:
+    """The columns of all tiles."""
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(np.concatenate([np.zeros(0, dtype), *(part[i] for part in parts)]) for i, dtype in enumerate(dtypes))
+
+
+def _compact(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Copies of few values that are views of memory with room for all."""
+    return tuple(column.copy() for column in columns) if columns[0].size < 1 << 20 else columns

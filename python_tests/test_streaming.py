@@ -389,7 +389,7 @@ def test_a_zero_row_of_a_prepared_gallery_is_named(block_rows: Callable[[int], N
         ({"queries": QUERY_ROWS + 1}, r"queries: expected '\w{32}', got '\w{32}'"),
         ({"queries": QUERY_ROWS[1:]}, r"queries: expected"),
         ({"gallery": random_rows() + 1}, r"gallery: expected"),
-        ({"query_ids": np.arange(QUERIES), "gallery_ids": np.arange(ROWS)}, r"ids and groups: expected"),
+        ({"query_ids": np.arange(QUERIES), "gallery_ids": np.arange(ROWS)}, r"labels, ids and groups: expected"),
     ],
 )
 def test_the_state_of_another_search_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:

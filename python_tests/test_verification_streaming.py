@@ -25,6 +25,7 @@ from test_streaming import (
 from test_verification import WAYS, set_way
 
 import graceful_fast as gf
+from graceful_fast import _pairs
 
 ROWS, OTHERS = 1000, 90
 LABELS = np.random.default_rng(3).integers(0, 25, ROWS)
@@ -73,8 +74,10 @@ def test_every_source_and_block_gives_the_metrics_of_the_rows_in_memory(
         assert_same(within(gallery, metric=metric), expected_within)
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if name != "all"])
-@pytest.mark.parametrize("source", [open_shards, open_parquet, open_mapped])
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [*((open_shards, name) for name in WAYS if name != "all"), (open_parquet, "brackets"), (open_mapped, "brackets")],
+)
 def test_every_way_to_a_threshold_reads_blocks(
     source: Open, name: str, block_rows: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -89,6 +92,18 @@ def test_every_way_to_a_threshold_reads_blocks(
     for found in (between(a, b), between(A, b), between(a, rows), between(A, rows, progress=lambda *_: None)):
         assert_same(found, expected)
     assert_same(within(b, a_ids=IDS), expected_within)
+
+
+@pytest.mark.parametrize("kept", [100, 300, 1000, 3000, 10_000])
+def test_pairs_beyond_what_is_kept_of_all_blocks_cost_more_readings(
+    kept: int, block_rows: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_way("brackets", monkeypatch)
+    rows = random_rows()
+    expected = within(rows)
+    monkeypatch.setattr(_pairs, "_KEPT", kept)
+    block_rows(300)
+    assert_same(within(open_shards(tmp_path, rows)), expected)
 
 
 def test_one_gallery_on_both_sides_pairs_every_two_rows_once(block_rows: Callable[[int], None], tmp_path: Path) -> None:
@@ -116,8 +131,7 @@ def test_each_block_of_a_reads_what_is_left_of_one_set(block_rows: Callable[[int
     assert told == [(done, ROWS) for done in (0, 334, 668, ROWS)]
 
 
-@pytest.mark.parametrize("name", ["all", "brackets"])
-@pytest.mark.parametrize("source", [open_fbin, open_parquet])
+@pytest.mark.parametrize(("source", "name"), [(open_parquet, "all"), (open_fbin, "brackets")])
 def test_bad_data_in_a_late_block_is_named_by_its_row(
     source: Open, name: str, block_rows: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
