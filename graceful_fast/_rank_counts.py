@@ -87,8 +87,7 @@ def count_better(
     shown(done, total)
     for first_query, last_query in ranges:
         some = queries[first_query:last_query]
-        rows_at_once = min(plan.rows, most_rows(gallery))
-        pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), rows_at_once)
+        pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), plan.rows)
         wanted = ~pairs.excluded
         start = np.concatenate([[0], np.cumsum(np.bincount(pairs.query[wanted], minlength=len(some)))])
         positives = _ops.Positives(*map(torch.from_numpy, (start, keys[wanted], pairs.row[wanted])))
@@ -122,31 +121,40 @@ def scans(
 
 
 def ranked(
-    queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
+    queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, most: int
 ) -> tuple[Relevance, np.ndarray]:
     """The pairs by query, from the best down, and their keys; equal keys by row."""
-    keys = exact_keys(queries, gallery, metric, pairs, rows_at_once)
+    keys = exact_keys(queries, gallery, metric, pairs, most)
     order = np.lexsort((pairs.row, -keys, pairs.query))
     return Relevance(pairs.query[order], pairs.row[order], pairs.excluded[order]), keys[order]
 
 
-def exact_keys(
-    queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
-) -> np.ndarray:
-    """The float64 score of each pair; rows are taken in ascending order. 0 of bad data, which is the scan's to tell."""
+def exact_keys(queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, most: int) -> np.ndarray:
+    """The float64 score of each pair, 0 of bad data, which is the scan's to tell.
+
+    Rows are taken in ascending order, but for an array that may be in memory as a whole: `most` rows.
+    """
     import torch
 
     from . import _ops
 
-    wanted, place = np.unique(pairs.row, return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    keys = np.zeros(len(order))
-    for first in range(0, len(wanted), rows_at_once):
-        taken = as_scanned(gallery.take(wanted[first : first + rows_at_once]))
-        low, high = np.searchsorted(place, (first, first + len(taken)), sorter=order)
-        some = np.sort(order[low:high])  # by query again
-        sides = (torch.from_numpy(side) for side in (pairs.query[some], place[some] - first))
-        keys[some] = _ops.scan_pairs(queries, taken, metric, *sides).numpy()
+    def scored(rows: "torch.Tensor", query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return _ops.scan_pairs(
+            queries, as_scanned(rows), metric, torch.from_numpy(query), torch.from_numpy(row)
+        ).numpy()
+
+    if gallery.array is not None and len(gallery) <= most:
+        keys = scored(gallery.array, pairs.query, pairs.row)
+    else:
+        wanted, place = np.unique(pairs.row, return_inverse=True)
+        order = np.argsort(place, kind="stable")
+        keys = np.zeros(len(order))
+        rows_at_once = min(most, most_rows(gallery))
+        for first in range(0, len(wanted), rows_at_once):
+            taken = gallery.take(wanted[first : first + rows_at_once])
+            low, high = np.searchsorted(place, (first, first + len(taken)), sorter=order)
+            some = np.sort(order[low:high])  # by query again
+            keys[some] = scored(taken, pairs.query[some], place[some] - first)
     return np.where(np.isnan(keys), 0, keys)
 
 

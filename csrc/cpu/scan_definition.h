@@ -34,8 +34,9 @@ class Definition {
     root_ = __builtin_sqrt(square);
   }
 
-  void prefetch_query(int64_t query) const {
+  void prefetch_pair(int64_t query, int64_t row) const {
     with_elements(p_.queries, [&](const auto* data) { prefetch(data + query * p_.queries.row_stride); });
+    prefetch(gallery_row(row));
   }
 
   double key(int64_t row) const {
