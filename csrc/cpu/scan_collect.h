@@ -320,7 +320,7 @@ class FineQuery {
     int32_t products[2][4];
     for (int64_t j = 0; j < 4; ++j) lines[j] = p_.codes.data + candidates[least(j, count - 1)].row * p_.codes.stride;
     for (int plane = 0; plane < 2; ++plane) {
-      code_dots(codes_ + plane * stride_, lines, stride_, origins_[plane], products[plane]);
+      code_dots<false>(codes_ + plane * stride_, lines, stride_, origins_[plane], products[plane]);
     }
     for (int64_t j = 0; j < count; ++j) {
       const CodedRow row = coded_row(p_, candidates[j].row);
