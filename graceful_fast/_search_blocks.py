@@ -87,8 +87,8 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     stride = code_stride(dim)
     if memory_limit is None:
         return BlockPlan(most_rows(gallery), CANDIDATE_BYTES, max(_FEWEST_ROWS, _BLOCK_BYTES // stride))
-    # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed, at worst
-    # of the whole block; where it is scanned again, blocks of its rows instead.
+    # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed, at
+    # worst of the whole block; where it is scanned again, blocks of its rows instead.
     row_bytes = 2 * dim * itemsize + float_bytes(gallery)
     coded_bytes = 2 * (stride + 12) if search.prepared else 0
     listed = search.prepared and gallery.array is None
