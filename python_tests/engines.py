@@ -1,10 +1,16 @@
-"""What an op runs on in a test: "cpu"; "simt", the CUDA kernels' very source on the emulator; "cuda", on a GPU.
+"""What an op runs on in a test.
+
+* "cpu"
+* "simt": the CUDA kernels' very source on the emulator (csrc/simt), threads in ascending order; "simt-random": warps that
+  race ahead and stop anywhere, from a fixed seed
+* "cuda": a GPU, where torch sees one
 
 A test that takes the fixture `engine` (conftest.py) runs once on each. Its tensors go through `engine.tensors`; public
 functions are called as ever: on "simt", `graceful_fast._ops` calls the ops of `torch.ops.graceful_fast_simt` instead,
 which take CPU tensors and treat their storage as device memory.
 """
 
+import ctypes
 import functools
 import subprocess
 import sys
@@ -36,30 +42,32 @@ class Engine(NamedTuple):
         return out.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-ENGINES = {"cpu": "cpu", "simt": "cpu", "cuda": "cuda"}
+ORDERS = {"simt": 0, "simt-random": 2}  # of csrc/simt/control.h
 
 
 def use(name: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The engine, in use until `monkeypatch` is undone."""
-    if name == "simt":
-        load_simt()
+    if name in ORDERS:
+        simt().graceful_fast_simt_schedule(ORDERS[name], ctypes.c_uint64(1))
         monkeypatch.setattr(_ops, "_ops", torch.ops.graceful_fast_simt)
     elif name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("cuda: torch sees no GPU")
-    elif name == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("graceful_fast::flips", "CUDA"):
-        pytest.skip("cuda: the package was built without CUDA kernels")
-    return Engine(name, ENGINES[name])
+        pytest.skip("torch sees no GPU")
+    elif name == "cuda" and not _ops.cuda:
+        pytest.skip("the package was built without CUDA kernels")
+    return Engine(name, "cuda" if name == "cuda" else "cpu")
 
 
 @functools.cache
-def load_simt() -> None:
+def simt() -> ctypes.CDLL:
     """Builds the CUDA kernels on the emulator, which no wheel holds, and loads them."""
     cmake = Path(sys.executable).with_name("cmake")
     if not (BUILD / "build.ninja").exists():
         configure = ["-DGF_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
         _run(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *configure, f"-DCMAKE_MAKE_PROGRAM={cmake.with_name('ninja')}")
     _run(cmake, "--build", BUILD, "--target", "graceful_fast_simt")
-    torch.ops.load_library(str(BUILD / "csrc" / "cuda" / "graceful_fast_simt.so"))
+    library = str(BUILD / "csrc" / "cuda" / "graceful_fast_simt.so")
+    torch.ops.load_library(library)
+    return ctypes.CDLL(library)
 
 
 def _run(*command: Any) -> None:
