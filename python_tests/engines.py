@@ -1,12 +1,12 @@
 """What an op runs on in a test.
 
 * "cpu"
-* "simt": the CUDA kernels' very source on the emulator (csrc/simt), threads in ascending order; "simt-random": warps that
-  race ahead and stop anywhere, from a fixed seed
+* "simt": the CUDA kernels' very source on the emulator (csrc/simt), threads in ascending order
+* "simt-random": the same with warps that race ahead and stop anywhere, and with rows that are not split over warps
 * "cuda": a GPU, where torch sees one
 
-A test that takes the fixture `engine` (conftest.py) runs once on each. Its tensors go through `engine.tensors`; public
-functions are called as ever: on "simt", `graceful_fast._ops` calls the ops of `torch.ops.graceful_fast_simt` instead,
+A test that takes the fixture `engine` (conftest.py) runs once on each. Its tensors go through
+`engines.current.place`; public functions are called as ever: on "simt", `graceful_fast._ops` calls the ops of `torch.ops.graceful_fast_simt` instead,
 which take CPU tensors and treat their storage as device memory.
 """
 
@@ -30,17 +30,16 @@ class Engine(NamedTuple):
     name: str
     device: str
 
-    def tensors(self, *tensors: Any) -> list[Any]:
-        """The same on the engine's device, strides kept; what is no tensor stays."""
-        return [self._placed(x) if isinstance(x, torch.Tensor) else x for x in tensors]
+    def place(self, value: Any) -> Any:
+        """A tensor on the engine's device, strides kept; what is no tensor as it is."""
+        if not isinstance(value, torch.Tensor) or value.device.type == self.device:
+            return value
+        out = torch.empty(0, dtype=value.dtype, device=self.device)
+        return out.set_(value.untyped_storage().to(self.device), value.storage_offset(), value.size(), value.stride())
 
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device == "cpu":
-            return tensor
-        storage = tensor.untyped_storage().to(device=self.device)
-        out = torch.empty(0, dtype=tensor.dtype, device=self.device)
-        return out.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
+current = Engine("cpu", "cpu")
+"""The engine in use."""
 
 ORDERS = {"simt": 0, "simt-random": 2}  # of csrc/simt/control.h
 
@@ -49,12 +48,15 @@ def use(name: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The engine, in use until `monkeypatch` is undone."""
     if name in ORDERS:
         simt().graceful_fast_simt_schedule(ORDERS[name], ctypes.c_uint64(1))
+        simt().graceful_fast_simt_distill_warps(ctypes.c_int64(1 if name == "simt-random" else 2048))
         monkeypatch.setattr(_ops, "_ops", torch.ops.graceful_fast_simt)
     elif name == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     elif name == "cuda" and not _ops.cuda:
         pytest.skip("the package was built without CUDA kernels")
-    return Engine(name, "cuda" if name == "cuda" else "cpu")
+    engine = Engine(name, "cuda" if name == "cuda" else "cpu")
+    monkeypatch.setattr(sys.modules[__name__], "current", engine)
+    return engine
 
 
 @functools.cache
