@@ -98,9 +98,10 @@ class Teacher(NamedTuple):
             old = old[start:stop]
             if self.logits is not None:
                 return self.logits, (None, old)
-            own = torch.arange(stop - start, device=old.device)
             known = (old >= 0) & (old < self.classes)
-            return self._logits(old.where(known, 0)), (None, own.where(known, old))
+            own = torch.arange(stop - start, device=old.device)
+            own = own.where(known, torch.where(old == -1, -1, torch.iinfo(torch.int64).max))  # the latter: none, NaN
+            return self._logits(old.where(known, 0)), (None, own)
         first, last = torch.searchsorted(new, torch.tensor([start, stop], device=new.device)).tolist()
         new, old = new[first:last] - start, old[first:last]
         if self.logits is not None:

@@ -68,8 +68,8 @@ class Total(NamedTuple):
 
 
 Columns = tuple[torch.Tensor | None, torch.Tensor | None]
-"""New and old columns that are one class, ascending in the first; None: the first columns of both. On CUDA the first may be
-None alone: then the second has the old column of every new one, or -1, and nobody has waited for how many there are."""
+"""New and old columns that are one class, ascending in the first; None: the first columns of both. On CUDA the first
+alone may be None: then the second has the old column of every new one, or -1, and nobody waited for their number."""
 
 
 def _loss_like(rows: torch.Tensor, n: int, wide: bool, reduction: int) -> torch.Tensor:

@@ -5,8 +5,8 @@
 * "simt-random": the same with warps that race ahead and stop anywhere, and with rows that are not split over warps
 * "cuda": a GPU, where torch sees one
 
-A test that takes the fixture `engine` (conftest.py) runs once on each. Its tensors go through
-`engines.current.place`; public functions are called as ever: on "simt", `graceful_fast._ops` calls the ops of `torch.ops.graceful_fast_simt` instead,
+A test that takes the fixture `engine` (conftest.py) runs once on each. Its tensors go through `engine.place`; public
+functions are called as ever: on "simt", `graceful_fast._ops` calls the ops of `torch.ops.graceful_fast_simt` instead,
 which take CPU tensors and treat their storage as device memory.
 """
 
@@ -65,7 +65,17 @@ def simt() -> ctypes.CDLL:
     cmake = Path(sys.executable).with_name("cmake")
     if not (BUILD / "build.ninja").exists():
         configure = ["-DGF_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
-        _run(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *configure, f"-DCMAKE_MAKE_PROGRAM={cmake.with_name('ninja')}")
+        _run(
+            cmake,
+            "-S",
+            ROOT,
+            "-B",
+            BUILD,
+            "-G",
+            "Ninja",
+            *configure,
+            f"-DCMAKE_MAKE_PROGRAM={cmake.with_name('ninja')}",
+        )
     _run(cmake, "--build", BUILD, "--target", "graceful_fast_simt")
     library = str(BUILD / "csrc" / "cuda" / "graceful_fast_simt.so")
     torch.ops.load_library(library)
@@ -73,6 +83,8 @@ def simt() -> ctypes.CDLL:
 
 
 def _run(*command: Any) -> None:
-    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"the emulator's library was not built:\n{done.stdout[-4000:]}")

@@ -1,16 +1,18 @@
-"""What the CUDA kernels of the losses do that the CPU's need not: targets that nobody has looked at, maps of every class,
-splits of a row, and how much memory they read and write."""
+"""What the CUDA kernels of the losses do that the CPU's need not: targets that nobody looked at, maps of every class,
+rows that warps share; and how much memory they read and write."""
 
 import ctypes
 
 import engines
 import pytest
+import test_linear
 import torch
 from cases import DISTILL_CASES, DistillCase, logits, spread_map
 from test_distill import assert_agrees, value_and_gradient
 
 import graceful_fast as gf
-from graceful_fast import _ops
+from graceful_fast import _ops, linear_losses
+from graceful_fast._linear import Order
 
 SIMT = ["simt", "simt-random"]
 on_the_emulator = pytest.mark.parametrize("engine", SIMT, indirect=True)
@@ -57,8 +59,24 @@ def test_an_entry_of_a_map_that_is_no_class_reads_nothing_and_is_nan(engine, wro
     class_map[30:], class_map[7] = -1, wrong
     target[:] = 3
     columns = (None, engine.place(class_map))
-    loss, statistics = _ops.distill_forward(new, old, target, None, columns, DISTANCE, TOTAL)
-    assert loss.isnan()
+    assert _ops.distill_forward(new, old, target, None, columns, DISTANCE, TOTAL)[0].isnan()
+
+
+@on_the_emulator
+@pytest.mark.parametrize("kind", ["logits", "head_and_bias"])
+def test_the_linear_loss_takes_a_map_of_every_class(engine, kind, monkeypatch):
+    """As `shared_columns` gives it for CUDA tensors."""
+    class_map = spread_map(37, 20, 13)
+    p = test_linear.problem(old_classes=20, class_map=class_map)
+    expected = test_linear.ours(p, kind, Order("classes", 7), class_map=class_map)
+    monkeypatch.setattr(linear_losses, "shared_columns", lambda class_map, *_: (None, class_map))
+    value, gradients = test_linear.ours(p, kind, Order("classes", 7), class_map=class_map)
+    torch.testing.assert_close(value, expected[0], rtol=1e-6, atol=0)
+    for ours, theirs in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+    class_map[4] = 20
+    value, _ = test_linear.ours(p, kind, Order("classes", 7), class_map=class_map)
+    assert value.isnan()
 
 
 @on_the_emulator
@@ -88,7 +106,9 @@ def _bytes():
     """(kernel, bytes read, bytes written) of the launches since the last call."""
     text = ctypes.create_string_buffer(1 << 16)
     engines.simt().graceful_fast_simt_bytes(text, ctypes.c_size_t(len(text)))
-    return [(kernel, int(read), int(written)) for kernel, read, written in map(str.split, text.value.decode().splitlines())]
+    return [
+        (kernel, int(read), int(written)) for kernel, read, written in map(str.split, text.value.decode().splitlines())
+    ]
 
 
 ROW_PART, STATISTICS, WARP = 22 * 8, 11 * 8, 32

@@ -52,9 +52,8 @@ class Call {
     } else if (new_column) {
       columns_ = op.empty({columns}, ScalarType::Long);
       auto* const dense = op.output<int64_t>(*columns_, "columns");
-      launch_distill_columns(op.input<int64_t>(*new_column, "new_column"),
-                             op.input<int64_t>(*old_column, "old_column"), new_column->numel(), columns, dense,
-                             op.stream());
+      launch_distill_columns(op.input<int64_t>(*new_column, "new_column"), op.input<int64_t>(*old_column, "old_column"),
+                             new_column->numel(), columns, dense, op.stream());
       logits.old_column = dense;
     }
     return logits;
@@ -152,8 +151,7 @@ Tensor accumulate(const Optional& parts, const Tensor& new_logits, const Tensor&
 
 DistillMerge merge_of(const Op& op, const Tensor& parts, int64_t shards, int64_t n, double temperature) {
   check_rows(parts, "parts", shards * n, kRowPart);
-  return {op.input<double>(parts, "parts"), shards, n, nullptr,
-          within_range(temperature)};
+  return {op.input<double>(parts, "parts"), shards, n, nullptr, within_range(temperature)};
 }
 
 // (shards, n, kRowPart) -> (n, kRowPart)

@@ -6,9 +6,7 @@
 
 #define GF_EXPORT extern "C" __attribute__((visibility("default")))
 
-GF_EXPORT void graceful_fast_simt_schedule(int order, uint64_t seed) {
-  simt::set_schedule(simt::Order(order), seed);
-}
+GF_EXPORT void graceful_fast_simt_schedule(int order, uint64_t seed) { simt::set_schedule(simt::Order(order), seed); }
 
 GF_EXPORT void graceful_fast_simt_distill_warps(int64_t warps) { graceful_fast::distill_warps = warps; }
 

@@ -29,7 +29,7 @@ struct DistillParts {
 };
 
 struct DistillMerge {
-  const double* parts;   // [shards, B, kRowPart] of disjoint classes
+  const double* parts;  // [shards, B, kRowPart] of disjoint classes
   int64_t shards, rows;
   const double* before;  // [B, kRowPart] of yet other classes, or null
   double temperature;
@@ -41,14 +41,14 @@ enum class Reduction : int64_t { mean, sum, none };
 struct DistillFinish {
   DistillMerge merge;
   LossRule rule;
-  const int64_t* target;     // [B]
-  const double* weight;      // [B] if the focus is by weight
+  const int64_t* target;  // [B]
+  const double* weight;   // [B] if the focus is by weight
   int64_t ignore_index;
   Reduction reduction;
-  bool wide;                  // the loss is float64, else float32
-  double* statistics;         // [B, kRowStatistics] out
-  double* losses;             // [B] out, unless the reduction is none
-  void* loss;                 // [B] or one number, out
+  bool wide;           // the loss is float64, else float32
+  double* statistics;  // [B, kRowStatistics] out
+  double* losses;      // [B] out, unless the reduction is none
+  void* loss;          // [B] or one number, out
 };
 
 struct DistillBackward {

@@ -1,5 +1,5 @@
-// distill, what both directions share: which classes a row's logits are compared in, and the exponents of the divergence
-// (math/row_statistics.h) of one class.
+// distill, what both directions share: which classes a row's logits are compared in, and the exponents of the
+// divergence (math/row_statistics.h) of one class.
 #pragma once
 #include "kernels/distill.h"
 #include "kernels/rows.cuh"
@@ -43,8 +43,8 @@ struct Frames {
         inverse(S(1 / temperature)) {}
 };
 
-// u and d of one class. s - t is exact in two numbers, so d keeps its digits wherever the frames are; `far` rows may have
-// infinite logits, whose difference lost nothing.
+// u and d of one class. s - t is exact in two numbers, so d keeps its digits wherever the frames are; `far` rows may
+// have infinite logits, whose difference lost nothing.
 template <class S>
 struct Exponents {
   S u, d;

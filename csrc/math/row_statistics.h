@@ -82,8 +82,8 @@ struct Divergence {
       const double delta = (new_frame - new_to) / temperature + a;
       const double shrink_old = std::exp(-a);
       // exp(-a) * (exp(delta) - 1 - delta), without the overflow of exp(delta)
-      const double bend = std::fabs(delta) < 0.5 ? shrink_old * expm1_minus(delta)
-                                                 : std::exp(delta - a) - shrink_old * (1 + delta);
+      const double bend =
+          std::fabs(delta) < 0.5 ? shrink_old * expm1_minus(delta) : std::exp(delta - a) - shrink_old * (1 + delta);
       const double tilt = bend + shrink_old * delta;  // exp(-a) * expm1(delta)
       x = std::exp(delta - a) * x + bend * k + tilt * m;
       m = m == -INFINITY ? m : shrink_old * (m + delta * k);
