@@ -1,7 +1,7 @@
-// GF_HD: before a function that both the CPU's code and a GPU's kernels call.
+// GF_HD: a function for the host and, where a CUDA compiler reads it, for the device.
 #pragma once
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define GF_HD __host__ __device__
 #else
 #define GF_HD
