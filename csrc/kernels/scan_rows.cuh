@@ -36,10 +36,14 @@ constexpr int kSamples = 64;     // rows whose norms are typical
 template <class Use>
 __device__ __forceinline__ void with_row(const Matrix& m, int64_t row, Use use) {
   switch (m.type) {
-    case Element::float64: return use(static_cast<const double*>(m.data) + row * m.row_stride);
-    case Element::float16: return use(static_cast<const Half*>(m.data) + row * m.row_stride);
-    case Element::bfloat16: return use(static_cast<const BFloat16*>(m.data) + row * m.row_stride);
-    default: return use(static_cast<const float*>(m.data) + row * m.row_stride);
+    case Element::float64:
+      return use(static_cast<const double*>(m.data) + row * m.row_stride);
+    case Element::float16:
+      return use(static_cast<const Half*>(m.data) + row * m.row_stride);
+    case Element::bfloat16:
+      return use(static_cast<const BFloat16*>(m.data) + row * m.row_stride);
+    default:
+      return use(static_cast<const float*>(m.data) + row * m.row_stride);
   }
 }
 
@@ -196,7 +200,7 @@ __global__ void __launch_bounds__(kRowThreads) scan_row_facts(RowFactsParams p) 
   const int64_t i = int64_t(blockIdx.x) * kRowThreads + threadIdx.x;
   if (i >= p.count) return;
   const float* const facts = p.facts + i * kFacts;
-  if (facts[2] == 0 && p.metric == Metric::cosine)
+  if (p.fault && facts[2] == 0 && p.metric == Metric::cosine)
     atomicMin(p.fault, 4ull * i + (unsigned long long)(Fault::zero));
   const CodedRow row = coded_row(facts, p.metric, p.units->gallery_scale);
   const float norm = row.norm < kInfinity ? float(row.norm * (1 + 0x1p-22)) : float(kInfinity);

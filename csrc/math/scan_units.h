@@ -18,6 +18,15 @@ constexpr int64_t kLargestCodedDim = int64_t(1) << 17;  // 127 * 127 * dim stays
 constexpr int kRowLevels = 127;
 GF_HD inline int64_t code_stride(int64_t dim) { return (dim + kCodeAlignment - 1) / kCodeAlignment * kCodeAlignment; }
 
+// What a scan needs to know of a query besides its values.
+struct Query {
+  double norm;    // in scan units, rounded up; infinity: settle everything
+  double square;  // q.q by definition
+  double unit;    // definition -> scan units: ip of the query's and the gallery's scale, l2 of the scale squared
+  // As codes, in scan units: the scale t, |t b| and |f| rounded up (cpu/scan_codes.h).
+  double step, coded, residual;
+};
+
 namespace {
 
 constexpr double kInfinity = __builtin_inf();
@@ -71,14 +80,6 @@ GF_HD inline CodedRow coded_row(const float* facts, Metric metric, double galler
 constexpr double kCodedSlack = 0x1p-18;
 // |start| is rounded, and known from a rounded norm: 2^-20 of X^2 is far above both.
 GF_HD inline double squares_slack(Metric metric) { return metric == Metric::l2 ? 0x1p-20 : 0; }
-
-struct Query {
-  double norm;    // in scan units, rounded up; infinity: settle everything
-  double square;  // q.q by definition
-  double unit;    // definition -> scan units: ip of the query's and the gallery's scale, l2 of the scale squared
-  // As codes, in scan units: the scale t, |t b| and |f| rounded up (cpu/scan_codes.h).
-  double step, coded, residual;
-};
 
 // scale: what the query's values are multiplied with, 0 where its norm is infinity.
 GF_HD inline Query measure_query(double squared, Metric metric, double query_scale, double gallery_scale,
