@@ -131,7 +131,9 @@ def search_blocks(
     if checkpoint is None:
         yield from _search_from(0, search, gallery, keys, rows, plan, progress_of(progress, "searched"), None)
         return
-    with Checkpoint(checkpoint, work_of(search, gallery)) as saved:
+    labels = [*search.ids, *search.groups]
+    work = work_of(search.queries, gallery, labels, k=search.k, metric=search.metric)
+    with Checkpoint(checkpoint, work) as saved:
         position = saved.load([keys, rows])
         shown = progress_of(progress, "searched", position)
         yield from _search_from(position, search, gallery, keys, rows, plan, shown, saved)
@@ -247,17 +249,17 @@ class _Scan:
         return status._replace(settled=settled)
 
 
-def work_of(search: Search, gallery: "Gallery") -> dict[str, Any]:
-    """What a checkpoint belongs to: any difference would change the answer."""
-    labels = [*search.ids, *search.groups]
+def work_of(
+    queries: "torch.Tensor", gallery: "Gallery", labels: "list[torch.Tensor | None]", **options: Any
+) -> dict[str, Any]:
+    """What a checkpoint belongs to: any difference would change the answer, or what the state means."""
     files = {f"file {path}": f"{size} bytes of mtime_ns {mtime_ns}" for path, size, mtime_ns in gallery.files}
     return {
         **files,  # the fingerprint tells them apart, too, but not which it is
-        "queries": _fingerprint(search.queries),
+        "queries": _fingerprint(queries),
         "gallery": gallery.fingerprint(),
-        "k": search.k,
-        "metric": search.metric,
-        "ids and groups": [None if tensor is None else _fingerprint(tensor) for tensor in labels],
+        **options,
+        "labels, ids and groups": [None if tensor is None else _fingerprint(tensor) for tensor in labels],
     }
 
 
