@@ -37,6 +37,10 @@ class Engine(NamedTuple):
         out = torch.empty(0, dtype=value.dtype, device=self.device)
         return out.set_(value.untyped_storage().to(self.device), value.storage_offset(), value.size(), value.stride())
 
+    def tensors(self, *values: Any) -> list[Any]:
+        """Each of them so."""
+        return [self.place(value) for value in values]
+
 
 current = Engine("cpu", "cpu")
 """The engine in use."""
@@ -50,6 +54,7 @@ def use(name: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
         simt().graceful_fast_simt_schedule(ORDERS[name], ctypes.c_uint64(1))
         simt().graceful_fast_simt_distill_warps(ctypes.c_int64(1 if name == "simt-random" else 2048))
         monkeypatch.setattr(_ops, "_ops", torch.ops.graceful_fast_simt)
+        monkeypatch.setitem(_ops.SCANS, "cpu", _ops.SCANS["cuda"])
     elif name == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     elif name == "cuda" and not _ops.cuda:
@@ -64,18 +69,13 @@ def simt() -> ctypes.CDLL:
     """Builds the CUDA kernels on the emulator, which no wheel holds, and loads them."""
     cmake = Path(sys.executable).with_name("cmake")
     if not (BUILD / "build.ninja").exists():
-        configure = ["-DGF_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
-        _run(
-            cmake,
-            "-S",
-            ROOT,
-            "-B",
-            BUILD,
-            "-G",
-            "Ninja",
-            *configure,
-            f"-DCMAKE_MAKE_PROGRAM={cmake.with_name('ninja')}",
-        )
+        options = {
+            "GF_SIMT": "ON",
+            "CMAKE_BUILD_TYPE": "Release",
+            "Python_EXECUTABLE": sys.executable,
+            "CMAKE_MAKE_PROGRAM": cmake.with_name("ninja"),
+        }
+        _run(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items()))
     _run(cmake, "--build", BUILD, "--target", "graceful_fast_simt")
     library = str(BUILD / "csrc" / "cuda" / "graceful_fast_simt.so")
     torch.ops.load_library(library)

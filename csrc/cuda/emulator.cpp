@@ -10,12 +10,13 @@ GF_EXPORT void graceful_fast_simt_schedule(int order, uint64_t seed) { simt::set
 
 GF_EXPORT void graceful_fast_simt_distill_warps(int64_t warps) { graceful_fast::distill_warps = warps; }
 
-// Lines "kernel read written" of the launches since the last call, as many as fit.
-GF_EXPORT void graceful_fast_simt_bytes(char* text, size_t size) {
+// "kernel read written atomic" of the launches since the last call, a line each: bytes. Cut to `room` bytes.
+GF_EXPORT void graceful_fast_simt_counts(char* text, size_t room) {
   std::string lines;
   for (const simt::Counts& c : simt::take_counts()) {
-    lines += c.kernel + " " + std::to_string(c.read) + " " + std::to_string(c.written) + "\n";
+    lines += c.kernel + ' ' + std::to_string(c.read) + ' ' + std::to_string(c.written) + ' ' + std::to_string(c.atomic);
+    lines += '\n';
   }
-  std::strncpy(text, lines.c_str(), size - 1);
-  text[size - 1] = 0;
+  std::strncpy(text, lines.c_str(), room - 1);
+  text[room - 1] = 0;
 }
