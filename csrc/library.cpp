@@ -1,13 +1,18 @@
-// Every op's schema, in one place. Kernels: csrc/cpu/<op>.cpp. Fakes and autograd: graceful_fast/_ops.py.
+// Every op's schema, in one place. Kernels: csrc/cpu/<op>.cpp, csrc/cuda/<op>.cpp. Fakes and autograd:
+// graceful_fast/_ops.py.
 #include <torch/csrc/stable/library.h>
 
+#ifdef GF_SIMT  // the CUDA kernels on the emulator: beside the ops proper, for CPU tensors
+STABLE_TORCH_LIBRARY(graceful_fast_simt, m) {
+#else
 STABLE_TORCH_LIBRARY(graceful_fast, m) {
+#endif
   // Per sample: bit 0 old right, bit 1 new right, bits 2 and 3 a NaN among its scores. status: first bad target or -1.
   m.def("flips(Tensor old, Tensor new, Tensor target, int topk) -> (Tensor outcome, Tensor status)");
 
   // loss: reduced, or of each row; statistics: RowStatistics of math/row_statistics.h, for the backward pass.
-  // new_column, old_column: the columns that are one class, ascending; null: the first columns of both. Choices:
-  // _ops.py.
+  // new_column, old_column: the columns that are one class, ascending; null: the first columns of both. CUDA also takes
+  // old_column alone: the old column of each new one, -1 where there is none. Choices: _ops.py.
   m.def(
       "distill_forward(Tensor new_logits, Tensor old_logits, Tensor target, Tensor? weight, Tensor? new_column, "
       "Tensor? old_column, int divergence, float margin, bool exclude_target, float temperature, int ignore_index, "

@@ -66,7 +66,7 @@ def like(tensor: "torch.Tensor", original: Any) -> Any:
     import torch
 
     if isinstance(original, torch.Tensor):
-        return tensor
+        return tensor.to(original.device)
     if hasattr(original, "__cuda_array_interface__"):
         import cupy
 
@@ -75,7 +75,7 @@ def like(tensor: "torch.Tensor", original: Any) -> Any:
 
 
 def bytes_of(tensor: "torch.Tensor") -> memoryview:
-    """The values' bytes, row after row; of a contiguous tensor its own memory."""
+    """The values' bytes, row after row; of a contiguous tensor on the CPU its own memory."""
     import torch
 
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).cast("B")
+    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data).cast("B")

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _ops
 from ._brackets import BINS
+from ._devices import on_device
 from ._progress import Progress, progress_of
 from ._rank_counts import exact_keys
 from ._search_blocks import fewest_rows, float_bytes, most_rows
@@ -190,7 +191,7 @@ class Pairs:
                     shown(done, total)
                 if start == len(self.b):
                     continue
-                with closing(self.b.blocks(self.plan.rows[1], start)) as inner:
+                with closing(on_device(self.b.blocks(self.plan.rows[1], start), a.device)) as inner:
                     for column, other in inner:
                         yield Tile((a, as_scanned(other)), (first, column), False)
                         done += len(other)

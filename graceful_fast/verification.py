@@ -171,7 +171,7 @@ def same_values(x: Any, y: Any) -> bool:
     """Whether both tensors, or None, are the same to the last value."""
     import torch
 
-    return x is y or (x is not None and x.dtype == y.dtype and torch.equal(x, y))
+    return x is y or (x is not None and x.dtype == y.dtype and x.device == y.device and torch.equal(x, y))
 
 
 def same_rows(x: Gallery, y: Gallery) -> bool:

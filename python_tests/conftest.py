@@ -2,9 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+
+@pytest.fixture(params=["cpu", "simt", "simt-random", "cuda"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What ops run on, each in turn; see engines.py."""
+    import engines
+
+    return engines.use(request.param, monkeypatch)
 
 
 @pytest.fixture

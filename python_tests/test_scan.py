@@ -393,7 +393,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
     ("error", "message", "arguments"),
     [
         (ValueError, r"metric: expected one of 'cosine', 'ip', 'l2', got 'dot'", {"metric": "dot"}),
-        (ValueError, r"scan: expected one of 'auto', 'int8', 'float32', got 'int4'", {"scan": "int4"}),
+        (ValueError, r"scan: expected one of 'auto', 'int8', 'float32', 'float16', got 'int4'", {"scan": "int4"}),
         (ValueError, r"queries: expected shape \(rows, dim\), got \(3,\)", {"queries": GOOD[0]}),
         (ValueError, r"gallery: expected shape \(rows, dim\), got \(1, 8, 3\)", {"gallery": GOOD[None]}),
         (ValueError, r"dim of the queries, got queries \(8, 3\) and gallery \(8, 2\)", {"gallery": GOOD[:, :2]}),
@@ -424,7 +424,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (TypeError, r"queries: expected a dense tensor", {"queries": torch.ones(8, 3).to_sparse()}),
         (
             ValueError,
-            r"queries: expected an array on the CPU, got one on meta",
+            r"queries: expected an array on the CPU or a CUDA GPU, got one on meta",
             {"queries": torch.ones(8, 3, device="meta")},
         ),
         (ValueError, r"queries: row 2: expected finite numbers, .* \(8, 3\)", {"queries": spoiled(2, np.nan)}),

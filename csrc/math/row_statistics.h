@@ -12,16 +12,21 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define GF_HD __host__ __device__
-#else
-#define GF_HD
-#endif
+#include "math/hd.h"
 
 namespace graceful_fast {
 
 enum class DivergenceKind : int64_t { kl, logits, ldi };
 enum class Focus : int64_t { old_correct, negative_flip, new_incorrect, all, weight };
+
+// What the rows of one loss have in common.
+struct LossRule {
+  DivergenceKind kind;
+  Focus focus;
+  double alpha, beta, temperature, label_smoothing;
+  double classes;                      // of the whole row
+  double cross_entropy, distillation;  // factors of the two terms; one that is 0 takes its term out
+};
 
 namespace {
 
@@ -53,6 +58,11 @@ GF_HD inline double log1p_minus(double z) {
   return std::fabs(z) < 1e-3 ? z * z * (-0.5 + z * (1.0 / 3 - z * (0.25 - z / 5))) : std::log1p(z) - z;
 }
 
+// expm1(z) - z, likewise
+GF_HD inline double expm1_minus(double z) {
+  return std::fabs(z) < 1e-3 ? z * z * (0.5 + z * (1.0 / 6 + z * (1.0 / 24 + z / 120))) : std::expm1(z) - z;
+}
+
 struct Divergence {
   double new_frame = 0, old_frame = 0;
   double k = 0, m = 0, x = 0, v = 0;
@@ -72,8 +82,8 @@ struct Divergence {
       const double delta = (new_frame - new_to) / temperature + a;
       const double shrink_old = std::exp(-a);
       // exp(-a) * (exp(delta) - 1 - delta), without the overflow of exp(delta)
-      const double bend = std::fabs(delta) < 0.5 ? shrink_old * (std::expm1(delta) - delta)
-                                                 : std::exp(delta - a) - shrink_old * (1 + delta);
+      const double bend =
+          std::fabs(delta) < 0.5 ? shrink_old * expm1_minus(delta) : std::exp(delta - a) - shrink_old * (1 + delta);
       const double tilt = bend + shrink_old * delta;  // exp(-a) * expm1(delta)
       x = std::exp(delta - a) * x + bend * k + tilt * m;
       m = m == -INFINITY ? m : shrink_old * (m + delta * k);
@@ -180,29 +190,20 @@ GF_HD inline Path choose_path(double difference_min, double difference_max, doub
   return within(kSmall) && old_min > -INFINITY ? Path::near : Path::far;
 }
 
-// What the rows of one loss have in common.
-struct LossRule {
-  DivergenceKind kind;
-  Focus focus;
-  double alpha, beta, temperature, label_smoothing;
-  double classes;                      // of the whole row
-  double cross_entropy, distillation;  // factors of the two terms; one that is 0 takes its term out
-
-  GF_HD double focal_weight(const RowPart& row, double given) const {
-    switch (focus) {
-      case Focus::old_correct:
-        return alpha + beta * row.old_correct();
-      case Focus::negative_flip:
-        return alpha + beta * (row.old_correct() && !row.new_correct());
-      case Focus::new_incorrect:
-        return alpha + beta * !row.new_correct();
-      case Focus::weight:
-        return given;
-      default:
-        return 1;
-    }
+GF_HD inline double focal_weight(const LossRule& rule, const RowPart& row, double given) {
+  switch (rule.focus) {
+    case Focus::old_correct:
+      return rule.alpha + rule.beta * row.old_correct();
+    case Focus::negative_flip:
+      return rule.alpha + rule.beta * (row.old_correct() && !row.new_correct());
+    case Focus::new_incorrect:
+      return rule.alpha + rule.beta * !row.new_correct();
+    case Focus::weight:
+      return given;
+    default:
+      return 1;
   }
-};
+}
 
 // What the forward pass leaves for the backward pass, one row of the `statistics` tensor.
 struct RowStatistics {
@@ -235,7 +236,7 @@ GF_HD inline double finish_row(const RowPart& row, const LossRule& rule, double 
 
   const bool kl = rule.kind == DivergenceKind::kl;
   const double mass = kl ? row.divergence.k : row.compared;
-  const double factor = row.known == 0 ? 0 : rule.distillation * rule.focal_weight(row, given_weight);
+  const double factor = row.known == 0 ? 0 : rule.distillation * focal_weight(rule, row, given_weight);
   if (factor == 0 || mass == 0) return loss;
   out.distillation = factor;
   out.old_sum = mass;
