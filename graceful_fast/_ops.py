@@ -350,7 +350,7 @@ def _scan_quantize_fake(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     )
 
 
-def _on(device: torch.device, tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _on(device: torch.device, tensors: Iterable[torch.Tensor | None]) -> list[Any]:
     """The tensors where the queries are: a scan runs there, whatever brought the rest of its arguments."""
     return [tensor if tensor is None else tensor.to(device) for tensor in tensors]
 
@@ -560,5 +560,7 @@ def scan_pairs(
     a: torch.Tensor, b: torch.Tensor, metric: str, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """(P,) float64 scores on the CPU, larger is better, of the pairs (rows[i], columns[i])."""
-    keys: torch.Tensor = _ops.scan_pairs.default(a, *_on(a.device, (b,)), METRICS[metric], *_on(a.device, (rows, columns)))
+    keys: torch.Tensor = _ops.scan_pairs.default(
+        a, *_on(a.device, (b,)), METRICS[metric], *_on(a.device, (rows, columns))
+    )
     return keys.cpu()

@@ -94,7 +94,8 @@ def knn(
 
     Returns:
         Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays
-        of the queries' kind, on their device. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
+        of the queries' kind, on their device. Where fewer than k rows are allowed: index -1, score -inf (+inf for
+        "l2").
 
     Raises:
         ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
@@ -163,9 +164,7 @@ def nearest(
     return keys, rows, facts
 
 
-def no_neighbors(
-    count: int, k: int, device: "torch.device | str" = "cpu"
-) -> "tuple[torch.Tensor, torch.Tensor]":
+def no_neighbors(count: int, k: int, device: "torch.device | str" = "cpu") -> "tuple[torch.Tensor, torch.Tensor]":
     """Keys (float64, larger is better) and rows of the best k of `count` queries before any row was seen."""
     import torch
 
