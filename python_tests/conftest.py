@@ -2,10 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import engines
 import numpy as np
 import pytest
+
+
+@pytest.fixture(params=["cpu", "simt", "simt-random", "cuda"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What ops run on, each in turn; see engines.py."""
+    import engines
+
+    return engines.use(request.param, monkeypatch)
 
 
 @pytest.fixture
@@ -37,9 +45,3 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bin(folder / "g.i8bin", integers)
     np.save(folder / "bytes.npy", integers.numpy())
     return folder
-
-
-@pytest.fixture(params=engines.ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> engines.Engine:
-    """Each engine in turn; see engines.py."""
-    return engines.use(request.param, monkeypatch)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import engines
 import pytest
 import torch
 from cases import TEMPERATURES, spread_map
@@ -97,12 +98,19 @@ def gradients_of(value, tensors, incoming):
     return value.detach(), [None if x is None else x.grad for x in tensors]
 
 
+everywhere = pytest.mark.usefixtures("engine")  # on every engine of engines.py, not the CPU alone
+
+
 def ours(p, kind="head_and_bias", order=None, incoming=None, needed=ALL, **options):
+    """On the engine in use."""
+    place = engines.current.place
+    p, options = Problem(*map(place, p)), {name: place(option) for name, option in options.items()}
     features, weight, bias = tensors = leaves(p, needed)
     with forced(order) as chosen:
         value = gf.linear_focal_distillation_loss(features, weight, p.target, bias=bias, **p.teacher(kind), **options)
     assert chosen is None or chosen.called
-    return gradients_of(value, tensors, incoming)
+    value, gradients = gradients_of(value, tensors, place(incoming))
+    return value.cpu(), [None if x is None else x.cpu() for x in gradients]
 
 
 def theirs(p, kind="head_and_bias", incoming=None, **options):
@@ -145,6 +153,7 @@ def assert_agrees(p, kind="head_and_bias", order=None, incoming=None, tolerance=
 # --- agreement with the reference -------------------------------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_values_and_gradients_agree_with_the_reference_of_the_logits(order, kind):
@@ -161,6 +170,7 @@ def test_rows_agree_each_with_its_own_incoming_gradient(length, kind):
         assert_agrees(problem(), kind, Order("classes", length), incoming, reduction="none", divergence=divergence)
 
 
+@everywhere
 @pytest.mark.parametrize("order", BOTH, ids=str)
 @pytest.mark.parametrize(
     "options",
@@ -280,6 +290,7 @@ def test_classes_masked_by_a_bias_of_minus_infinity(divergence, order):
     assert (bias[masked] == 0).all()
 
 
+@everywhere
 @pytest.mark.parametrize("order", BOTH, ids=str)
 def test_an_infinite_divergence_has_finite_gradients(order):
     p = problem()

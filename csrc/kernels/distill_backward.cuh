@@ -1,10 +1,10 @@
 // distill backward: the gradient of rows from their logits and their statistics, the incoming gradient folded in.
 //
 // A block takes 4,096 classes of a row, 8 neighbours a thread at a time; its first thread makes the row's factors. The
-// target's element is float64: there the softmax minus 1 cancels. Each element is read and written by one thread, so the
-// gradient may take the place of the new logits.
-//   bytes = both logits + gradient (the gradient alone for a row without one) + per block: 8 (target), sizeof(RowStatistics),
-//   the incoming gradient, the target's two logits
+// target's element is float64: there the softmax minus 1 cancels. Each element is read and written by one thread, so
+// the gradient may take the place of the new logits.
+//   bytes = both logits + gradient (the gradient alone for a row without one) + per block: 8 (target),
+//   sizeof(RowStatistics), the incoming gradient, the target's two logits
 #pragma once
 #include "kernels/distill_row.cuh"
 
@@ -12,8 +12,9 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kBackwardThreads = 128;
-constexpr int kBackwardBlocks = 4;  // on a processor, at least: 128 registers a thread
-constexpr int kChunk = 4 * kBackwardThreads * kGroup;  // classes a block: they pay for the factors
+template <class S>
+constexpr int kBackwardBlocks = sizeof(S) == 4 ? 6 : 3;  // on a processor, at least: 80 or 168 registers a thread
+constexpr int kChunk = 4 * kBackwardThreads * kGroup;    // classes a block: they pay for the factors
 
 // What the gradient of one row is made of: e * exp(s - new_max) - smooth + [target] + the divergence's part.
 struct Factors {
@@ -65,7 +66,8 @@ __device__ S kl_part(S s, S t, const Frames<S>& frames, S near, S v, S k, S z) {
 }
 
 template <class New, class Old, class S, bool kl>
-__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks) distill_backward(DistillBackward p, int64_t chunks) {
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<S>)
+    distill_backward(DistillBackward p, int64_t chunks) {
   using In = decltype(widen(New{}));
   simt::Smem smem;
   Factors* const shared = smem.take<Factors>(1);
@@ -84,6 +86,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks) distill_bac
   const int64_t shift = pair.s.misplaced(), column = p.logits.target[i] - p.logits.first_class;
   const Frames<S> frames(row.new_max, row.new_frame, row.old_frame, p.logits.temperature);
   const bool far = kl && Path(int(row.path)) == Path::far;
+  const S e_factor = S(f.e), smooth = S(f.smooth), near = S(f.near), v = S(f.v), k = S(f.k), z = S(row.ratio_minus_1);
+  const S slope = S(f.slope), margin = S(p.logits.margin);
 
   const int64_t chunk = blockIdx.x % chunks * kChunk - shift;
   for (int64_t first = chunk + threadIdx.x * kGroup; first < chunk + kChunk && first < columns;
@@ -95,13 +99,13 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks) distill_bac
       const unsigned has_old = f.factor_d == 0 ? 0 : pair.load_old(first, t);
 #pragma unroll
       for (int e = 0; e < kGroup; ++e) {
-        out[e] = exponential(s[e] - frames.new_max) * S(f.e) - S(f.smooth);
+        out[e] = exponential(s[e] - frames.new_max) * e_factor - smooth;
         if (!(has_old >> e & 1)) continue;
         if constexpr (kl) {
-          out[e] += far ? kl_part<true>(s[e], t[e], frames, S(f.near), S(f.v), S(f.k), S(row.ratio_minus_1))
-                        : kl_part<false>(s[e], t[e], frames, S(f.near), S(f.v), S(f.k), S(row.ratio_minus_1));
+          out[e] += far ? kl_part<true>(s[e], t[e], frames, near, v, k, z)
+                        : kl_part<false>(s[e], t[e], frames, near, v, k, z);
         } else if (t[e] != S(-INFINITY) && s[e] != S(-INFINITY)) {
-          out[e] += beyond_margin(s[e] - t[e], S(p.logits.margin)) * S(f.slope);
+          out[e] += beyond_margin(s[e] - t[e], margin) * slope;
         }
       }
       if (column >= first && column < first + kGroup && column >= 0 && column < columns) {
