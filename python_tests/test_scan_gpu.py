@@ -297,14 +297,27 @@ def test_nothing_to_scan(rows: int, gpu: Engine) -> None:
         assert gf.knn(q, x, 1).indices.shape == (0, 1)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_warps_that_race_ahead_change_nothing(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    q, x = (torch.from_numpy(np.round(rng.standard_normal((n, 30)), 1)).float() for n in (20, 400))
+    labels = rng.integers(0, 3, 20), rng.integers(0, 3, 400)
+    expected = gf.knn(q, x, 20, metric=metric), gf.retrieval_metrics(q, x, *labels, metric=metric)
+    verified = gf.verification_metrics(q, x, *labels, metric=metric, far=0.1)
+    engines.use("simt-random", monkeypatch)
+    for scan in ("int8", "float16"):
+        assert_same(gf.knn(q, x, 20, metric=metric, scan=scan), expected[0])
+    assert gf.retrieval_metrics(q, x, *labels, metric=metric) == expected[1]
+    np.testing.assert_equal(vars(gf.verification_metrics(q, x, *labels, metric=metric, far=0.1)), vars(verified))
+
+
 # --- traffic ----------------------------------------------------------------------------------------------------------
 
 
 def launches() -> dict[str, list[tuple[int, int, int]]]:
     """Bytes that each launch since the last call has read, written, added to: by kernel."""
-    library = ctypes.CDLL(str(engines.BUILD / "csrc" / "cuda" / "graceful_fast_simt.so"))
     text = ctypes.create_string_buffer(1 << 20)
-    library.graceful_fast_simt_counts(text, len(text))
+    engines.simt().graceful_fast_simt_counts(text, ctypes.c_size_t(len(text)))
     found: dict[str, list[tuple[int, int, int]]] = {}
     for line in text.value.decode().splitlines():
         kernel, *counts = line.split()
