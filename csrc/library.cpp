@@ -1,7 +1,12 @@
-// Every op's schema, in one place. Kernels: csrc/cpu/<op>.cpp. Fakes and autograd: graceful_fast/_ops.py.
+// Every op's schema, in one place. Kernels: csrc/cpu/<op>.cpp, csrc/cuda/<op>.cpp. Fakes and autograd:
+// graceful_fast/_ops.py.
 #include <torch/csrc/stable/library.h>
 
+#ifdef GF_SIMT  // the CUDA kernels on the emulator: beside the ops proper, for CPU tensors
+STABLE_TORCH_LIBRARY(graceful_fast_simt, m) {
+#else
 STABLE_TORCH_LIBRARY(graceful_fast, m) {
+#endif
   // Per sample: bit 0 old right, bit 1 new right, bits 2 and 3 a NaN among its scores. status: first bad target or -1.
   m.def("flips(Tensor old, Tensor new, Tensor target, int topk) -> (Tensor outcome, Tensor status)");
 

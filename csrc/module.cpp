@@ -133,7 +133,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts of graceful_fast, the loader of its op library, and the reader of gallery files.";
   m.attr("version") = GF_VERSION;
   m.attr("compiler") = GF_COMPILER;
-  m.attr("cuda_built") = bool(GF_CUDA_BUILT);
+  m.attr("cuda") = GF_CUDA;
+  m.attr("no_cuda") = GF_NO_CUDA;
   m.def("load", &load, py::arg("path"),
         "Load the op library at `path` and return the name of the instruction set in use.");
 

@@ -6,7 +6,10 @@ import numpy as np
 
 version: str
 compiler: str
-cuda_built: bool
+cuda: str
+"""Architectures and compiler of graceful_fast_cuda.so; "" if it was not built."""
+no_cuda: str
+"""Why it was not."""
 
 def load(path: str) -> str:
     """Load the op library at `path` and return the name of the instruction set in use."""

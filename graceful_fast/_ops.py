@@ -11,6 +11,11 @@ from . import _C
 isa: str = _C.load(str(files(__package__).joinpath("graceful_fast_cpu.so")))
 """Name of the instruction set that the CPU kernels run with."""
 
+# Beside a torch without CUDA it does not load: it needs the CUDA stream of torch.
+_cuda = files(__package__).joinpath("graceful_fast_cuda.so")
+if torch.version.cuda and _cuda.is_file():
+    torch.ops.load_library(str(_cuda))
+
 _ops = torch.ops.graceful_fast
 
 # --- flips ------------------------------------------------------------------------------------------------------------

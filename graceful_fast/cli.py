@@ -112,10 +112,12 @@ def info(json_file: JsonFile = None) -> None:
 
     from . import _C, _ops
 
-    if _C.cuda_built:
-        cuda = "available" if torch.cuda.is_available() else "built, but torch sees no GPU"
+    if not _C.cuda:
+        cuda = f"no: {_C.no_cuda}"
+    elif not torch.version.cuda:
+        cuda = f"built for {_C.cuda}, but torch is without CUDA"
     else:
-        cuda = "no: this build has no CUDA kernels"
+        cuda = f"{'available' if torch.cuda.is_available() else 'built, but torch sees no GPU'}: {_C.cuda}"
     facts = {
         "version": __version__,
         "python": sys.version.split()[0],

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-#include "cpu/matrix.h"
+#include "math/matrix.h"
 #include "math/row_statistics.h"
 
 namespace graceful_fast {

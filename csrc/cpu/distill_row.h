@@ -8,7 +8,7 @@
 #include "cpu/convert.h"
 #include "cpu/distill.h"
 #include "cpu/lanes.h"
-#include "cpu/matrix.h"
+#include "math/matrix.h"
 #include "math/row_statistics.h"
 
 namespace graceful_fast {

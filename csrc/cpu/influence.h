@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-#include "cpu/matrix.h"
+#include "math/matrix.h"
 
 namespace graceful_fast {
 

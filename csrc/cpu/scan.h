@@ -4,12 +4,10 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-#include "cpu/matrix.h"
+#include "math/matrix.h"
+#include "math/scan_units.h"
 
 namespace graceful_fast {
-
-enum class Metric { ip, l2, cosine };  // as numbered in graceful_fast/_ops.py
-enum class Fault : int64_t { none, not_finite, zero, too_large };
 
 // Rows as codes of 8 bits: row = scale * code + a rest of norm at most `residual`; see cpu/scan_codes.h.
 struct Codes {
@@ -17,10 +15,6 @@ struct Codes {
   int64_t stride;      // code_stride(dim)
   const float* facts;  // [N, kFacts]: scale, residual, norm, the latter two rounded up; infinity: float64 must settle
 };
-constexpr int64_t kFacts = 3;
-constexpr int64_t kCodeAlignment = 16;
-constexpr int64_t kLargestCodedDim = int64_t(1) << 17;  // 127 * 127 * dim stays in int32
-inline int64_t code_stride(int64_t dim) { return (dim + kCodeAlignment - 1) / kCodeAlignment * kCodeAlignment; }
 
 // What every ending's scan needs.
 struct ScanParams {

@@ -13,7 +13,6 @@
 namespace graceful_fast {
 namespace {
 
-constexpr int kRowLevels = 127;
 #if defined(GF_AVX2) || defined(GF_SSE)
 constexpr int kQueryLevels = 63;
 #else

@@ -10,7 +10,6 @@
 #include "cpu/buffer.h"
 #include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
-#include "cpu/scan_keys.h"
 
 namespace graceful_fast {
 namespace {

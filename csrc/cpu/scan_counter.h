@@ -6,7 +6,6 @@
 #pragma once
 #include "cpu/scan_definition.h"
 #include "cpu/scan_engine.h"
-#include "cpu/scan_keys.h"
 #include "cpu/scan_tally.h"
 
 namespace graceful_fast {

@@ -2,7 +2,6 @@
 // others only how many lie below and above.
 #pragma once
 #include "cpu/scan_definition.h"
-#include "cpu/scan_keys.h"
 #include "cpu/scan_pairs.h"
 
 namespace graceful_fast {

@@ -19,6 +19,7 @@
 #include "simt/host.h"
 #endif
 
+#ifndef __CUDACC_RTC__  // launchers are no part of a run-time compilation
 namespace simt {
 
 // Counts what the same sequence of Smem::take would take.
@@ -31,3 +32,4 @@ struct SmemBytes {
 };
 
 }  // namespace simt
+#endif

@@ -24,7 +24,10 @@
 // Overflow: scaled norms stay below 2^60, so no float32 result exceeds 2^121. A row or query beyond, one whose scale
 // would make float64 underflow, and D > 2^21 get the bound infinity: float64 settles them.
 #pragma once
+#include <cmath>
 #include <cstdint>
+
+#include "math/hd.h"
 
 namespace graceful_fast {
 namespace {
@@ -38,7 +41,7 @@ struct Bound {
   double product, square, exact, tiny;
   double norm_slack;  // what a norm from a float32 sum of squares must be multiplied with
 
-  Bound(int64_t dim, bool l2, bool in_place) {
+  GF_HD Bound(int64_t dim, bool l2, bool in_place) {
     const double n = double(dim) + 8;
     const double u = dim > kLargestDim ? __builtin_inf() : n * 0x1p-24 / (1 - n * 0x1p-24);
     norm_slack = in_place ? 1 + u : 1;
@@ -49,7 +52,7 @@ struct Bound {
   }
 
   // Grows with X: the largest X of a block of rows gives a bound for each of them. query, row > 0.
-  double error(double query, double row) const {
+  GF_HD double error(double query, double row) const {
     const double sum = query + row;
     if (sum == __builtin_inf()) return sum;  // 0 * infinity below would be NaN
     return product * query * row + square * row * row + exact * sum * sum + tiny * (1 + sum);
@@ -57,8 +60,8 @@ struct Bound {
 };
 
 // A norm rounded up, never 0. `squared`: a float64 sum of squares in any order, D <= kLargestDim.
-inline double norm_above(double squared, double scale) {
-  return __builtin_sqrt(squared) * scale * (1 + 0x1p-20) + 0x1p-100;
+GF_HD inline double norm_above(double squared, double scale) {
+  return std::sqrt(squared) * scale * (1 + 0x1p-20) + 0x1p-100;
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "math/hd.h"
+
 namespace graceful_fast {
 namespace {
 
@@ -13,21 +15,21 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float from_bits(uint32_t bits) {
+GF_HD inline float from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
-inline uint32_t to_bits(float value) {
+GF_HD inline uint32_t to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-inline double widen(double x) { return x; }
-inline float widen(float x) { return x; }
-inline float widen(BFloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
-inline float widen(Half x) {
+GF_HD inline double widen(double x) { return x; }
+GF_HD inline float widen(float x) { return x; }
+GF_HD inline float widen(BFloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
+GF_HD inline float widen(Half x) {
   // Exponent and mantissa land 112 exponents too low; multiplying by 2^112 is exact and mends subnormals with them.
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
   const uint32_t rest = uint32_t(x.bits & 0x7fff) << 13;
@@ -37,14 +39,14 @@ inline float widen(Half x) {
 }
 
 // Rounding to nearest, ties to even, overload chosen by the destination.
-inline void narrow(double from, double& to) { to = from; }
-inline void narrow(float from, float& to) { to = from; }
-inline void narrow(float from, BFloat16& to) {
+GF_HD inline void narrow(double from, double& to) { to = from; }
+GF_HD inline void narrow(float from, float& to) { to = from; }
+GF_HD inline void narrow(float from, BFloat16& to) {
   const uint32_t bits = to_bits(from);
   const bool nan = (bits & 0x7fffffff) > 0x7f800000;
   to.bits = uint16_t(nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-inline void narrow(float from, Half& to) {
+GF_HD inline void narrow(float from, Half& to) {
   const uint32_t bits = to_bits(from), magnitude = bits & 0x7fffffff;
   // Below 2^-14 adding 0.5 leaves exactly the subnormal's bits in the mantissa, rounded by the addition.
   const uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000;

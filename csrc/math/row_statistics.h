@@ -12,11 +12,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define GF_HD __host__ __device__
-#else
-#define GF_HD
-#endif
+#include "math/hd.h"
 
 namespace graceful_fast {
 
