@@ -9,6 +9,7 @@
 
 #include "cpu/bind.h"
 #include "cpu/outputs.h"
+#include "distill_arguments.h"
 #include "math/row_statistics.h"
 
 namespace graceful_fast {
@@ -17,32 +18,20 @@ namespace {
 enum class Reduction : int64_t { mean, sum, none };
 
 const int64_t* integers(const Tensor& tensor, const char* name) {
-  GF_CHECK(tensor.dim() == 1 && tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), "distill", name,
-           ": expected a contiguous int64 vector");
+  check_integers(tensor, name);
   return pointer<int64_t>(tensor);
 }
 
 double* rows_of(const Tensor& tensor, const char* name, int64_t n, int64_t columns) {
-  GF_CHECK(tensor.numel() == n * columns && tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous(),
-           "distill", name, ": expected contiguous float64 of shape (", n, ", ", columns, ")");
+  check_rows(tensor, name, n, columns);
   return mutable_pointer<double>(tensor);
 }
-
-// T^2 KL is at its limits beyond, and these bounds keep 1/T and the squares of (logit differences)/T normal in float32.
-double within_range(double temperature) { return std::clamp(temperature, 0x1p-120, 0x1p48); }
 
 // Gradients from this size on are written past the caches: what is read next would be gone from them anyway.
 constexpr size_t kPastCaches = size_t{16} << 20;
 
 // 2^14 classes a task: some tens of microseconds, far above the cost of handing it to a thread.
 int64_t grain(int64_t classes) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, classes)); }
-
-void check_choices(int64_t divergence, int64_t focus, int64_t reduction, double temperature) {
-  GF_CHECK(temperature > 0, "distill", "temperature: expected a positive number, got ", temperature);
-  GF_CHECK(divergence >= 0 && divergence <= 2 && focus >= 0 && focus <= 4 && reduction >= 0 && reduction <= 2,
-           "distill", "divergence, focus, reduction: expected 0..2, 0..4, 0..2, got ", divergence, ", ", focus, ", ",
-           reduction);
-}
 
 DistillRows rows_from(const Tensor& new_logits, const Tensor& old_logits, const Tensor& target,
                       const std::optional<Tensor>& new_column, const std::optional<Tensor>& old_column,
@@ -63,14 +52,10 @@ DistillRows rows_from(const Tensor& new_logits, const Tensor& old_logits, const 
                    divergence == int64_t(DivergenceKind::ldi) ? margin : 0,
                    divergence == int64_t(DivergenceKind::ldi) && exclude_target};
   const int64_t columns = rows.new_logits.columns, old_columns = rows.old_logits.columns;
-  GF_CHECK(rows.new_logits.rows == n, "distill", "new_logits: expected ", n, " rows as target, got ",
-           rows.new_logits.rows);
-  GF_CHECK(rows.old_logits.rows == n, "distill", "old_logits: expected ", n, " rows as target, got ",
-           rows.old_logits.rows);
+  check_batch(rows.new_logits, rows.old_logits, n);
   rows.pairs = std::min(columns, old_columns);
   if (new_column) {
-    GF_CHECK(old_column && old_column->numel() == new_column->numel(), "distill",
-             "new_column, old_column: expected as many of one as of the other");
+    check_pairs(new_column, old_column);
     rows.new_column = integers(*new_column, "new_column");
     rows.old_column = integers(*old_column, "old_column");
     rows.pairs = new_column->numel();
@@ -250,10 +235,7 @@ std::tuple<Tensor, Tensor> finish(const Tensor& parts, const Tensor& target, con
 
 void gradient(DistillBackward params, const Tensor& grad_output, const Tensor& statistics, bool wide) {
   const int64_t n = params.rows.new_logits.rows;
-  GF_CHECK(grad_output.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float), "distill",
-           "grad_output: expected the loss's dtype");
-  GF_CHECK(grad_output.dim() == 0 || (grad_output.dim() == 1 && grad_output.size(0) == n), "distill",
-           "grad_output: expected the loss's shape, () or (", n, ",)");
+  check_grad_output(grad_output, n, wide);
   params.statistics = rows_of(statistics, "statistics", n, kRowStatistics);
   params.grad_output = grad_output.const_data_ptr();
   params.grad_output_stride = grad_output.dim() == 0 ? 0 : grad_output.stride(0);

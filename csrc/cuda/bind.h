@@ -7,7 +7,9 @@
 #include "tensors.h"
 
 #ifdef GF_SIMT
-#include "simt/buffers.h"
+#include <vector>
+
+#include "simt/control.h"
 #define GF_DEVICE_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(graceful_fast_simt, CPU, m)
 #else
 #include <torch/csrc/stable/accelerator.h>
@@ -62,7 +64,10 @@ class Op {
 #ifdef GF_SIMT
     int64_t last = 0;  // element
     for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
-    if (tensor.numel() > 0) guard_.add(data, size_t(last + 1) * size_t(tensor.element_size()), name, initialised);
+    if (tensor.numel() > 0) {
+      guard_.emplace_back(name, data, size_t(last + 1) * size_t(tensor.element_size()),
+                          initialised ? simt::Buffer::Contents::initialised : simt::Buffer::Contents::uninitialised);
+    }
 #else
     (void)initialised;
 #endif
@@ -75,7 +80,7 @@ class Op {
   }
 
 #ifdef GF_SIMT
-  struct Guard : simt::Buffers {
+  struct Guard : std::vector<simt::Buffer> {
     explicit Guard(const Tensor&) {}
   };
 #else

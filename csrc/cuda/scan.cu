@@ -1,10 +1,9 @@
 // scan: the launchers.
+#include "kernels/scan_rows.cuh"
 #include "kernels/scan_settle.cuh"
 
 namespace graceful_fast {
 namespace {
-
-unsigned blocks(int64_t count, int64_t a_block) { return unsigned((count + a_block - 1) / a_block); }
 
 constexpr size_t kSlotBytes = simt::SmemBytes().take<int32_t>(kListThreads / 32).bytes;
 

@@ -133,20 +133,25 @@ class Sides {
     facts_ = op_.input<float>(*facts, "facts");
   }
 
-  // Measures both sides. False on a bad query or row: see status.
-  bool measure(Status& status) {
-    Counters<unsigned long long> faults(scratch_, 2, 255, "faults");
+  // What the definition needs of the queries; faults: of the first bad one.
+  const DefinitionParams& define_queries(unsigned long long* faults = nullptr) {
     const int64_t q = queries.rows, wide = (queries.columns + 7) / 8 * 8;
     auto* const squared = scratch_.take<double>(q, "squared norms of queries");
     auto* const widened = scratch_.take<double>(q * wide, "queries in float64");
-    launch_scan_measure({queries, metric, squared, widened, wide, faults.data()}, op_.stream());
-    definition = {gallery, widened, wide, squared, metric};
+    launch_scan_measure({queries, metric, squared, widened, wide, faults}, op_.stream());
+    return definition = {gallery, widened, wide, squared, metric};
+  }
+
+  // Measures both sides. False on a bad query or row: see status.
+  bool measure(Status& status) {
+    Counters<unsigned long long> faults(scratch_, 2, 255, "faults");
+    define_queries(faults.data());
     if (!codes_) {
       squared_ = scratch_.take<double>(gallery.rows, "squared norms");
       launch_scan_measure({gallery, metric, squared_, nullptr, 0, faults.data() + 1}, op_.stream());
     }
     units_ = scratch_.take<Units>(1, "units");
-    launch_scan_units({metric, squared, q, squared_, facts_, gallery.rows, units_}, op_.stream());
+    launch_scan_units({metric, definition.square, queries.rows, squared_, facts_, gallery.rows, units_}, op_.stream());
     if (codes_) {
       row_facts_ = scratch_.take<RowFacts>(gallery.rows, "row facts");
       launch_scan_row_facts({metric, units_, facts_, gallery.rows, row_facts_, faults.data() + 1}, op_.stream());
@@ -215,6 +220,50 @@ class Sides {
   char* chunk_codes_;
   float* chunk_facts_;
   RowFacts* row_facts_;
+};
+
+// Pairs that a scan score cannot decide: listed by a launch, settled, and forgotten.
+class UnsurePairs {
+ public:
+  // Queries of a launch, so that a row of each is sure to fit.
+  static constexpr int64_t kMostQueries =
+#ifdef GF_SIMT
+      int64_t(1) << 11;  // a test reaches what takes millions of pairs on a GPU
+#else
+      int64_t(1) << 22;
+#endif
+
+  UnsurePairs(Scratch& scratch, const Sides& sides)
+      : capacity_(std::min(kMostQueries, sides.queries.rows * std::min(sides.chunk, kMostQueries))),
+        pairs_(scratch.take<Pair>(capacity_, "unsure pairs")),
+        count_(scratch, 1, 0, "count of unsure pairs") {}
+
+  // scan(part of the range, Unsure) lists, settle(count) settles the list; how many there were. Where the list is too
+  // short the range is scanned again in parts that fit, and what is sure is not counted twice.
+  template <class Scan, class Settle>
+  int64_t run(const Range& range, int64_t queries, Scan scan, Settle settle) const {
+    const int64_t found = one(range, false, scan, settle);
+    if (found <= capacity_) return found;
+    const int64_t rows = std::max<int64_t>(1, capacity_ / queries);
+    for (int64_t at = 0; at < range.codes.rows; at += rows) {
+      one(range.part(at, std::min(rows, range.codes.rows - at)), true, scan, settle);
+    }
+    return found;
+  }
+
+ private:
+  template <class Scan, class Settle>
+  int64_t one(const Range& range, bool only, Scan scan, Settle settle) const {
+    count_.reset();
+    scan(range, Unsure{pairs_, capacity_, count_.data(), only});
+    const int64_t found = int64_t(count_.read()[0]);
+    if (found > 0 && found <= capacity_) settle(found);
+    return found;
+  }
+
+  const int64_t capacity_;
+  Pair* const pairs_;
+  const Counters<unsigned long long> count_;
 };
 
 }  // namespace graceful_fast

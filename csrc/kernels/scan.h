@@ -23,7 +23,7 @@ struct MeasureParams {
   double* squared;            // [rows] out
   double* wide;               // [rows, wide_stride] out, zeros at the end, or null
   int64_t wide_stride;        // a multiple of 8
-  unsigned long long* fault;  // [1] in: all ones; out: 4 * the first bad row + its fault
+  unsigned long long* fault;  // [1] in: all ones; out: 4 * the first bad row + its fault; or null
 };
 
 struct EncodeParams {
@@ -203,6 +203,99 @@ struct ListRowsParams {
   int64_t* rows;
 };
 
+// --- pairs that a scan score cannot decide (scan_settle.cuh) -----------------------------------------------------------
+
+struct Pair {
+  int64_t query, row;
+};
+
+struct Unsure {
+  Pair* pairs;  // [capacity]
+  int64_t capacity;
+  unsigned long long* count;  // [1] also of those without room
+  bool only;                  // what is sure has been counted before
+};
+
+// --- the ending `count` (scan_count.cuh): how many rows rank before each of a query's positives, sorted by key --------
+
+struct CountParams {
+  const int64_t* start;  // [Q + 1] where each query's positives start
+  const double* keys;    // [P] best first
+  const int64_t* rows;   // [P] their row numbers, ascending among equal keys
+  float *upper, *lower;  // [P] a score above the first surely beats the positive, one below the second surely does not
+  unsigned long long* between;  // [P + Q] rows worse than the positive before this place, better than the one at it
+  unsigned long long* equal;    // [P] rows as good as the positive at this place, the first of its key
+  unsigned long long* before;   // [P] of those: the next row among the positives of this key is the one at this place
+  int64_t first_query;          // of the launch
+  int64_t first;                // row of slot 0
+  int64_t first_row;            // number of the gallery's first row
+  Unsure unsure;
+};
+
+struct CountAllParams {
+  CountParams count;
+  int64_t queries, positives;
+  const Query* facts;  // [Q]
+  Metric metric;
+  int64_t* counts;  // [3, P] added to: greater keys, equal ones, equal ones at a smaller row
+};
+
+// --- the endings over all pairs (scan_pairs.cuh) ------------------------------------------------------------------------
+
+struct PairParams {
+  const int32_t *query_labels, *row_labels;  // [Q], [N]: a pair of one label is genuine
+  const int32_t *query_ids, *row_ids;        // [Q], [N] or both null: a pair of one id is left out
+  bool within;                               // both sides are one set: only rows after the query
+  int64_t first_query, first;                // of the launch; row of slot 0
+  int64_t queries;                           // of the launch
+  int64_t bins;
+  unsigned long long* counts;  // [2, bins] impostors, genuine pairs
+  uint8_t* kinds;              // [capacity] out, of kept pairs: 1 genuine, 0 impostor
+  int64_t capacity;
+  unsigned long long* kept;  // [1] how many there are, also beyond the capacity
+};
+
+struct Line {
+  float slope, offset;  // bin of a score, before it is rounded down
+};
+
+struct HistogramParams {
+  PairParams pairs;
+  int64_t rows;           // of the gallery
+  Metric metric;
+  double origin, width;   // of the bins; the first and the last take what lies beyond
+  const Query* facts;     // [Q]
+  Line* lines;            // [Q]
+  float* places;          // [capacity] out, of kept pairs: (scan score - origin) / width, the bin if rounded down
+  int64_t* numbers;       // [capacity] out: query * rows + row
+  const int64_t* ranges;  // [range_count, 2] first and last bin, disjoint: their pairs are kept
+  int64_t range_count;
+  uint32_t* margin;  // [1] in: 0; out, as float32: how far a pair's place may be from that of its key
+};
+
+struct Limits {
+  float low, high;
+};
+
+struct BetweenParams {
+  PairParams pairs;
+  Metric metric;
+  const Query* facts;  // [Q]
+  Limits* limits;      // [Q] scores below the first are surely below the bins between, above the second above them
+  double* keys;        // [capacity] out, of the pairs between the first bin and the last
+  int64_t lowest;      // ordered(key) of the first value of bin 1; the last bin takes what lies above the others
+  int64_t shift;       // a bin has 2^shift values
+  Unsure unsure;
+};
+
+struct PairKeysParams {
+  DefinitionParams definition;
+  int64_t queries, count;
+  const int64_t *rows, *columns;  // [count] of a, of b
+  double* keys;                   // [count] out
+  unsigned long long* fault;      // [1] in: all ones; out: the first pair that is none
+};
+
 void launch_scan_measure(const MeasureParams& params, void* stream);
 void launch_scan_encode(const EncodeParams& params, void* stream);
 void launch_scan_units(const UnitsParams& params, void* stream);
@@ -215,5 +308,16 @@ void launch_scan_begin(const SettleParams& params, void* stream);
 void launch_scan_settle(const SettleParams& params, void* stream);  // keys, then rank
 void launch_scan_place(const PlaceParams& params, void* stream);
 void launch_scan_list_rows(const ListRowsParams& params, void* stream);
+void launch_scan_edges(const CountAllParams& params, void* stream);
+void launch_scan_count(const TileParams& params, const CountParams& ending, void* stream);
+void launch_scan_count_unsure(const DefinitionParams& definition, const CountParams& params, int64_t pairs, void* stream);
+void launch_scan_count_add(const CountAllParams& params, void* stream);
+void launch_scan_lines(const HistogramParams& params, void* stream);
+void launch_scan_histogram(const TileParams& params, const HistogramParams& ending, void* stream);
+void launch_scan_between_limits(const BetweenParams& params, void* stream);
+void launch_scan_between(const TileParams& params, const BetweenParams& ending, void* stream);
+void launch_scan_between_unsure(const DefinitionParams& definition, const BetweenParams& params, int64_t pairs,
+                                void* stream);
+void launch_scan_pair_keys(const PairKeysParams& params, void* stream);
 
 }  // namespace graceful_fast

@@ -24,6 +24,8 @@ struct Collect : CollectParams {
     if (there && !(score + error < of_query)) add(of_query, i, first + slot * step, score, error);
   }
 
+  __device__ void finish() {}
+
  private:
   __device__ void add(float of_query, int64_t i, int64_t row, float score, float error) const {
     if (of_query == float(kInfinity) || (query_ids && query_ids[i] == gallery_ids[row]) ||
@@ -121,6 +123,7 @@ __global__ void __launch_bounds__(kListThreads) scan_trim(TrimParams p) {
 
   // 2. what stays
   const int32_t kept = drop_below(floor, list, fits && p.pass != Pass::seeds ? count : s.kept[i], slots);
+  __syncthreads();  // all have read the state that changes now
   if (threadIdx.x > 0) return;
   s.floor[i] = floor;
   s.counts[i] = s.kept[i] = kept;

@@ -21,38 +21,13 @@
 // and |t b| |s c| <= (1 + 2^-10)^2 R X, as rounding to float16 of a norm in [0.5, 1) leaves out less than 2^-10 of it.
 // All else is bound.h's (exact, tiny) and kCodedSlack of scan_units.h, both per row: (R + X)^2 = R^2 + 2 R X + X^2.
 #pragma once
-#include "kernels/scan.h"
-#include "kernels/simt.cuh"
+#include "kernels/scan_lanes.cuh"
 
 namespace graceful_fast {
 namespace {
 
-constexpr int kRowThreads = 256;
-constexpr int kLanes = 8;        // of a sum in the fixed order
-constexpr int kCodeLanes = 16;   // of a sum of squares, as in the CPU's widest vectors
-constexpr int kSamples = 64;     // rows whose norms are typical
-
-// use(a pointer to the row's first element, of its type)
-template <class Use>
-__device__ __forceinline__ void with_row(const Matrix& m, int64_t row, Use use) {
-  switch (m.type) {
-    case Element::float64:
-      return use(static_cast<const double*>(m.data) + row * m.row_stride);
-    case Element::float16:
-      return use(static_cast<const Half*>(m.data) + row * m.row_stride);
-    case Element::bfloat16:
-      return use(static_cast<const BFloat16*>(m.data) + row * m.row_stride);
-    default:
-      return use(static_cast<const float*>(m.data) + row * m.row_stride);
-  }
-}
-
-// The lanes' sums of the eight threads of a row, in the fixed order; every one of them has it.
-__device__ __forceinline__ double fixed_total(double lane) {
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) lane = __dadd_rn(lane, __shfl_xor_sync(0xffffffffu, lane, step));
-  return lane;
-}
+constexpr int kCodeLanes = 16;  // of a sum of squares, as in the CPU's widest vectors
+constexpr int kSamples = 64;    // rows whose norms are typical
 
 template <class T>
 __device__ __forceinline__ void measure_row(const MeasureParams& p, const T* x, int64_t row, bool there) {
@@ -77,7 +52,7 @@ __device__ __forceinline__ void measure_row(const MeasureParams& p, const T* x, 
       if (!(value - value == 0)) fault = Fault::not_finite;
     }
   }
-  if (fault != Fault::none) atomicMin(p.fault, 4ull * row + (unsigned long long)(fault));
+  if (p.fault && fault != Fault::none) atomicMin(p.fault, 4ull * row + (unsigned long long)(fault));
 }
 
 __global__ void __launch_bounds__(kRowThreads) scan_measure(MeasureParams p) {

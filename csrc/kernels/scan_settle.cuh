@@ -1,4 +1,4 @@
-// scan, the float64 definition of scores (math/settle.h) and the ranking by it: what decides wherever a scan cannot.
+// scan, candidates settled: their float64 keys, and the ranking by them and by row.
 //
 // keys     candidates of each query -> their keys, in place. A block a query, 8 threads a candidate, one for each lane
 //          of the sum. Reads each candidate's row once, and the query, in float64, from the caches.
@@ -7,30 +7,10 @@
 //          list are left out: those are the worst, and every comparison of this form puts the better one first.
 #pragma once
 #include "kernels/scan_collect.cuh"
-#include "kernels/scan_rows.cuh"
+#include "kernels/scan_definition.cuh"
 
 namespace graceful_fast {
 namespace {
-
-// Of eight threads of a warp that are together, all of which get it; the others of the warp call it as well.
-template <class T>
-__device__ __forceinline__ double key_of(const DefinitionParams& d, const double* q, double square, const T* x, bool there) {
-  double sum = 0, norm = 0;
-  for (int64_t i = threadIdx.x % kLanes; there && i < d.rows.columns; i += kLanes) {
-    const double value = double(widen(x[i]));
-    if (d.metric == Metric::l2) {
-      const double difference = __dsub_rn(q[i], value);
-      sum = __dadd_rn(sum, __dmul_rn(difference, difference));
-    } else {
-      sum = __dadd_rn(sum, __dmul_rn(q[i], value));
-      if (d.metric == Metric::cosine) norm = __dadd_rn(norm, __dmul_rn(value, value));
-    }
-  }
-  sum = fixed_total(sum);
-  if (d.metric == Metric::l2) return -sum;
-  if (d.metric == Metric::ip) return sum;
-  return sum / __dmul_rn(sqrt(square), sqrt(fixed_total(norm)));
-}
 
 __device__ __forceinline__ int32_t to_settle(const SettleParams& p, int64_t i) {
   const int32_t count = p.states.counts[i];

@@ -10,6 +10,8 @@
 //   void take(of_query, i, slot, there, score, error)    of every pair once, in no order, by all 32 lanes of a warp
 //                                  together: one query, 32 rows one after the other, those that are `there`; of infinite
 //                                  error: nothing is known of the score
+//   void finish()                  by all threads, after the last of a block's scores
+// An ending is copied into every thread, so its fields may be a thread's own sums.
 // The rows of a launch are slots 0, 1, ...; which rows of the gallery they are the ending knows.
 //
 // Global memory: each block reads 128 rows of both operands and 16 bytes more of each.
@@ -66,6 +68,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) scan_tile(TileParams p, Endin
     }
     __syncwarp();  // the other half goes to the same place
   }
+  ending.finish();
 }
 
 // One launch over all queries and rows.

@@ -1,0 +1,27 @@
+// The shared memory of the block that runs: its arrays, with red zones between them.
+#pragma once
+#include "machine.h"
+
+namespace simt::host {
+
+// Room for 227 KiB, and for the red zones of as many arrays as a kernel may sensibly have.
+constexpr size_t kArenaBytes = 512 * 1024;
+constexpr size_t kRedZone = 128;
+
+struct SharedArray {
+  size_t offset, bytes;  // on the GPU
+  std::byte* begin;      // here
+  const char* type;
+  Site site;
+};
+
+std::byte* shared_arena();
+void start_shared_memory(size_t bytes);
+// The array that holds an address of the arena, or the last one before it; null before the first.
+const SharedArray* shared_array_near(const void* address);
+std::string name_array(const SharedArray& array);
+
+// That an address is shared memory and 16-byte aligned.
+void check_shared_16(const void* address, const char* operation, Site site);
+
+}  // namespace simt::host
