@@ -74,7 +74,7 @@ def like(values: Any, original: Any) -> Any:
 
         tensor = torch.as_tensor(values, device=original.device if hasattr(original, "detach") else f"cuda:{index}")
         return tensor if hasattr(original, "detach") else _namespace(original).from_dlpack(tensor)
-    array = values if isinstance(values, np.ndarray) else values.numpy()
+    array = values if isinstance(values, np.ndarray) else values.cpu().numpy()
     if isinstance(original, np.ndarray) or not hasattr(original, "__dlpack__"):
         return array
     namespace = _namespace(original)
@@ -98,7 +98,7 @@ def _namespace(value: Any) -> Any:
 
 
 def bytes_of(tensor: "torch.Tensor") -> memoryview:
-    """The values' bytes, row after row; of a contiguous tensor its own memory."""
+    """The values' bytes, row after row; of a contiguous tensor on the CPU its own memory."""
     import torch
 
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).cast("B")
+    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data).cast("B")

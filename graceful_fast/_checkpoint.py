@@ -75,8 +75,10 @@ class Checkpoint:
                     f"checkpoint: {self._path}: belongs to another search: {name}: expected {value!r}, got {saved!r}"
                 )
         for tensor in tensors:
-            memory = bytes_of(tensor)
+            on_cpu = tensor.cpu()
+            memory = bytes_of(on_cpu)
             memory[:] = state[: len(memory)]
+            tensor.copy_(on_cpu)
             state = state[len(memory) :]
         return int(head["position"])
 

@@ -1,5 +1,6 @@
 """The only file that talks to torch's dispatcher: loads the op library; an op's fake and autograd are neighbours."""
 
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -291,7 +292,11 @@ def influence(
 # --- scan -------------------------------------------------------------------------------------------------------------
 
 METRICS = {"ip": 0, "l2": 1, "cosine": 2}
-"""Numbers of the metrics, as in csrc/cpu/scan.h."""
+"""Numbers of the metrics, as in csrc/math/scan_units.h."""
+
+
+SCANS = {"cpu": ("int8", "float32"), "cuda": ("int8", "float16")}
+"""Precisions of a scan, by the type of the device that the queries are on."""
 
 
 CANDIDATE_BYTES = 256 << 20
@@ -345,6 +350,11 @@ def _scan_quantize_fake(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     )
 
 
+def _on(device: torch.device, tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """The tensors where the queries are: a scan runs there, whatever brought the rest of its arguments."""
+    return [tensor if tensor is None else tensor.to(device) for tensor in tensors]
+
+
 def threads() -> int:
     """How many threads the ops use."""
     return torch.get_num_threads()
@@ -370,7 +380,9 @@ def scan_collect(
     candidate_bytes: int = CANDIDATE_BYTES,
 ) -> ScanStatus:
     """Brings a block of the gallery into `keys` and `rows`, the (Q, k) best so far; see csrc/library.cpp."""
-    arguments = (queries, gallery, *(codes or (None, None)), keys, rows, first_row, METRICS[metric], *ids, *groups)
+    block = _on(queries.device, (gallery, *(codes or (None, None))))
+    labels = _on(queries.device, (*ids, *groups))
+    arguments = (queries, *block, keys, rows, first_row, METRICS[metric], *labels)
     return ScanStatus(*_ops.scan_collect.default(*arguments, coded, candidate_bytes).tolist())
 
 
@@ -386,8 +398,9 @@ def scan_shortlist(
     candidate_bytes: int = CANDIDATE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor, ScanStatus]:
     """Rows of the codes that may be among the best of each query, from offsets[i] to offsets[i + 1] of the second."""
+    block, labels = _on(queries.device, codes), _on(queries.device, (*ids, *groups))
     offsets, listed, status = _ops.scan_shortlist.default(
-        queries, *codes, keys, rows, METRICS[metric], *ids, *groups, candidate_bytes
+        queries, *block, keys, rows, METRICS[metric], *labels, candidate_bytes
     )
     return offsets, listed, ScanStatus(*status.tolist())
 
@@ -403,7 +416,7 @@ def scan_settle(
     metric: str,
 ) -> ScanStatus:
     """Brings a shortlist, as places among the taken rows of these numbers, into `keys` and `rows`."""
-    arguments = (queries, taken, numbers, offsets, places, keys, rows, METRICS[metric])
+    arguments = (queries, *_on(queries.device, (taken, numbers, offsets, places)), keys, rows, METRICS[metric])
     return ScanStatus(*_ops.scan_settle.default(*arguments).tolist())
 
 
@@ -436,8 +449,11 @@ def scan_count(
     first_row: int = 0,
 ) -> ScanStatus:
     """Adds to (3, P) int64 the rows better than, equal to, equal and before each positive; see csrc/library.cpp."""
-    arguments = (queries, gallery, first_row, METRICS[metric], *positives, counts)
-    return ScanStatus(*_ops.scan_count.default(*arguments).tolist())
+    block, *sorted_positives, sums = _on(queries.device, (gallery, *positives, counts))
+    status = _ops.scan_count.default(queries, block, first_row, METRICS[metric], *sorted_positives, sums)
+    if sums is not counts:
+        counts.copy_(sums)
+    return ScanStatus(*status.tolist())
 
 
 Sides = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -474,7 +490,7 @@ def _status_fake(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Histogram(NamedTuple):
-    """All pairs by bins of their scan scores, and some of them; see csrc/library.cpp."""
+    """All pairs by bins of their scan scores, and some of them, on the CPU; see csrc/library.cpp."""
 
     counts: torch.Tensor  # (2, bins) int64: impostors, genuine
     places: torch.Tensor  # (kept,) float32, in bins
@@ -500,15 +516,16 @@ def scan_histogram(
     capacity: int,
 ) -> Histogram:
     """All pairs by bins of their scan scores; `keep`: (ranges, 2) int64 bins whose pairs are kept."""
+    b, *values, keep = _on(a.device, (b, *labels, *ids, keep))
     counts, *pairs, margin, kept, status = _ops.scan_histogram.default(
-        a, b, METRICS[metric], *labels, *ids, within, origin, width, bins, keep, capacity
+        a, b, METRICS[metric], *values, within, origin, width, bins, keep, capacity
     )
-    places, which, kinds = (column[: int(kept)] for column in pairs)
-    return Histogram(counts, places, which, kinds, int(kept), float(margin), ScanStatus(*status.tolist()))
+    places, which, kinds = (column[: int(kept)].cpu() for column in pairs)
+    return Histogram(counts.cpu(), places, which, kinds, int(kept), float(margin), ScanStatus(*status.tolist()))
 
 
 class Between(NamedTuple):
-    """All pairs by bins of their exact scores, and the scores between the first and the last; see csrc/library.cpp."""
+    """All pairs by bins of their exact scores, and those between the first and the last, on the CPU."""
 
     counts: torch.Tensor  # (2, bins) int64: impostors, genuine
     keys: torch.Tensor  # (kept,) float64
@@ -531,15 +548,17 @@ def scan_between(
     capacity: int,
 ) -> Between:
     """All pairs by bins of their exact scores, `lowest` and above by 2^shift values a bin."""
-    counts, keys, kinds, kept, status = _ops.scan_between.default(
-        a, b, METRICS[metric], *labels, *ids, within, lowest, shift, bins, capacity
+    b, *values = _on(a.device, (b, *labels, *ids))
+    counts, *pairs, kept, status = _ops.scan_between.default(
+        a, b, METRICS[metric], *values, within, lowest, shift, bins, capacity
     )
-    return Between(counts, keys[: int(kept)], kinds[: int(kept)], int(kept), ScanStatus(*status.tolist()))
+    keys, kinds = (column[: int(kept)].cpu() for column in pairs)
+    return Between(counts.cpu(), keys, kinds, int(kept), ScanStatus(*status.tolist()))
 
 
 def scan_pairs(
     a: torch.Tensor, b: torch.Tensor, metric: str, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """(P,) float64 scores, larger is better, of the pairs (rows[i], columns[i])."""
-    keys: torch.Tensor = _ops.scan_pairs.default(a, b, METRICS[metric], rows, columns)
-    return keys
+    """(P,) float64 scores on the CPU, larger is better, of the pairs (rows[i], columns[i])."""
+    keys: torch.Tensor = _ops.scan_pairs.default(a, *_on(a.device, (b,)), METRICS[metric], *_on(a.device, (rows, columns)))
+    return keys.cpu()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ._devices import on_device
 from ._positives import Relevance, Relevant
 from ._progress import Progress, progress_of
 from ._search_blocks import fewest_rows, float_bytes, most_rows
@@ -46,7 +47,8 @@ def plan_counts(
     from ._ops import QUERIES_A_TASK, threads
 
     if memory_limit is None:
-        rows = max(1, len(gallery)) if gallery.array is not None and whole else most_rows(gallery)
+        whole = whole and gallery.array is not None and gallery.array.device == queries.device
+        rows = max(1, len(gallery)) if whole else most_rows(gallery)
         return CountPlan(rows, _PAIRS)
     count, dim = queries.shape
     row_bytes = 2 * dim * gallery.dtype.itemsize + float_bytes(gallery)  # two blocks, one being read
@@ -116,7 +118,7 @@ def scans(
     """Add all rows to `counts`; (first row, rows, status) of each block."""
     from . import _ops
 
-    with closing(gallery.blocks(rows)) as blocks:
+    with closing(on_device(gallery.blocks(rows), queries.device)) as blocks:
         for first, block in blocks:
             yield first, len(block), _ops.scan_count(queries, as_scanned(block), metric, positives, counts, first)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import bytes_of
 from ._checkpoint import Checkpoint
+from ._devices import on_device
 from ._progress import Progress, progress_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
 
     count, dim = search.queries.shape
     itemsize = gallery.dtype.itemsize
-    if gallery.array is not None and memory_limit is None and whole:
+    if gallery.array is not None and gallery.array.device == search.queries.device and memory_limit is None and whole:
         return BlockPlan(max(1, len(gallery)), CANDIDATE_BYTES, max(1, len(gallery)))
     stride = code_stride(dim)
     if memory_limit is None:
@@ -179,7 +180,8 @@ class _Scan:
         if not self._search.prepared or self._gallery.codes is None:
             yield from self._plain(start, len(self._gallery))
             return
-        with closing(self._gallery.codes.blocks(self._plan.coded_rows, start)) as blocks:
+        coded = self._gallery.codes.blocks(self._plan.coded_rows, start)
+        with closing(on_device(coded, self._search.queries.device)) as blocks:
             for first, codes, facts in blocks:
                 end = first + len(codes)
                 if self._gallery.array is not None:
@@ -192,7 +194,8 @@ class _Scan:
                     yield from self._plain(first, end)
 
     def _plain(self, start: int, stop: int) -> "Generator[tuple[int, int, ScanStatus], None, None]":
-        with closing(self._gallery.blocks(self._plan.rows, start, stop)) as blocks:
+        plain = self._gallery.blocks(self._plan.rows, start, stop)
+        with closing(on_device(plain, self._search.queries.device)) as blocks:
             for first, block in blocks:
                 status = self._collect(first, block, None)
                 yield first, first if status.bad else first + len(block), status
@@ -237,7 +240,7 @@ class _Scan:
             return status
         wanted, places = listed.unique(return_inverse=True)
         wanted += first
-        taken = as_scanned(self._gallery.take(wanted.numpy()))
+        taken = as_scanned(self._gallery.take(wanted.cpu().numpy()))
         settled = _ops.scan_settle(
             search.queries, taken, wanted, offsets, places, self._keys, self._rows, search.metric
         ).settled

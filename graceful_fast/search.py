@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._ops import ScanStatus
 
 Metric = Literal["cosine", "ip", "l2"]
-Scan = Literal["auto", "int8", "float32"]
+Scan = Literal["auto", "int8", "float32", "float16"]
 
 _FAULTS = {
     1: "expected finite numbers, got NaN or infinity",
@@ -64,9 +64,11 @@ def knn(
 
     Scores are defined in float64 on the values as given: ip = sum q_i x_i, l2 = sum (q_i - x_i)^2,
     cosine = ip / (sqrt(q.q) sqrt(x.x)), each sum in eight lanes i mod 8, then ((0+1)+(2+3))+((4+5)+(6+7)). Equal scores
-    rank by the smaller index. A scan of float32 or of codes of 8 bits with a proven error bound finds the candidates,
-    float64 settles them: the answer is the same, bit for bit, for every scan, CPU, number of threads, order of queries
-    and size of block.
+    rank by the smaller index. A scan of float32, of float16 or of codes of 8 bits with a proven error bound finds the
+    candidates, float64 settles them: the answer is the same, bit for bit, for every scan, CPU, GPU, number of threads,
+    order of queries and size of block.
+
+    The search runs where the queries are; a gallery that is elsewhere is brought there block by block.
 
     A gallery of files is read once, in blocks, and may be larger than memory; all queries stay in memory. Of a gallery
     that `Gallery.prepare` has made codes of, the codes are read once and then, in ascending order, the rows that may
@@ -77,8 +79,8 @@ def knn(
         gallery: (N, D) embeddings, in any of these dtypes: an array, or a `Gallery`.
         k: how many neighbours, 1 to N.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
-        scan: precision of the scan: "int8", "float32", or "auto" for the fastest there is; never changes the answer. A
-            prepared gallery is scanned by its codes unless this is "float32".
+        scan: precision of the scan: "int8", "float32" (on a CPU), "float16" (on a GPU), or "auto" for the fastest there
+            is; never changes the answer. A prepared gallery is scanned by its codes where this is "auto" or "int8".
         query_ids: (Q,) integers, with `gallery_ids`: a query never finds a row of its own id.
         gallery_ids: (N,) integers.
         query_groups: (Q,) integers, with `gallery_groups`: a query never finds a row of its own group.
@@ -92,7 +94,7 @@ def knn(
 
     Returns:
         Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays
-        of the queries' kind. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
+        of the queries' kind, on their device. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
 
     Raises:
         ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
@@ -108,7 +110,7 @@ def knn(
         array([[2, 0]])
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
-    check_choice("scan", scan, ("auto", "int8", "float32"))
+    check_choice("scan", scan, ("auto", "int8", "float32", "float16"))
     q = as_embeddings(queries, "queries")
     x = as_gallery(gallery)
     k = check_shapes(q, x, k)
@@ -117,6 +119,9 @@ def knn(
         raise ValueError(f"scan: expected 'auto' or 'float32' for a dim above {LARGEST_CODED_DIM}, got 'int8'")
     from . import _ops
 
+    scans = _ops.SCANS[q.device.type]
+    if scan not in ("auto", *scans):
+        raise ValueError(f"scan: expected one of 'auto', {', '.join(map(repr, scans))} on {q.device}, got {scan!r}")
     search = Search(
         q,
         k,
@@ -124,12 +129,12 @@ def knn(
         Labels(*label_pair("ids", query_ids, gallery_ids, q, x, lazy=True)),
         Labels(*label_pair("groups", query_groups, gallery_groups, q, x, lazy=True)),
         coded=scan == "int8" or (scan == "auto" and codes_pay(q)),
-        prepared=scan != "float32" and x.codes is not None,
+        prepared=scan in ("auto", "int8") and x.codes is not None,
     )
     keys, rows, facts = nearest(search, x, memory_limit, progress, checkpoint)
     found = Neighbors(like((-keys if metric == "l2" else keys).float(), queries), like(rows, queries))
     if info:
-        precision = "int8" if search.coded or search.prepared else "float32"
+        precision = "int8" if search.coded or search.prepared else scans[1]
         found.info = {"scan": precision, "isa": _ops.isa, **facts}
     return found
 
@@ -146,35 +151,43 @@ def nearest(
 
     `names`: what errors call the queries and the gallery.
     """
-    keys, rows = no_neighbors(len(search.queries), search.k)
+    from . import _ops
+
+    keys, rows = no_neighbors(len(search.queries), search.k, search.queries.device)
     plan = plan_blocks(search, gallery, memory_limit, whole=checkpoint is None and not progress)
     facts: Counter[str] = Counter()
     with closing(search_blocks(search, gallery, keys, rows, plan, progress, checkpoint)) as scans:
         for first, status in scans:
             raise_fault(status, search.queries, gallery, first, names)
-            facts.update(facts_of(status))
+            facts.update(facts_of(status, _ops.SCANS[search.queries.device.type]))
     return keys, rows, facts
 
 
-def no_neighbors(count: int, k: int) -> "tuple[torch.Tensor, torch.Tensor]":
+def no_neighbors(
+    count: int, k: int, device: "torch.device | str" = "cpu"
+) -> "tuple[torch.Tensor, torch.Tensor]":
     """Keys (float64, larger is better) and rows of the best k of `count` queries before any row was seen."""
     import torch
 
-    return torch.full((count, k), -torch.inf, dtype=torch.float64), torch.full((count, k), -1)
+    return (
+        torch.full((count, k), -torch.inf, dtype=torch.float64, device=device),
+        torch.full((count, k), -1, device=device),
+    )
 
 
 def codes_pay(queries: "torch.Tensor") -> bool:
     """Whether making codes of 8 bits of the gallery's rows on the way is worth it."""
-    return queries.shape[0] >= 256 and 64 <= queries.shape[1] <= LARGEST_CODED_DIM
+    few = 256 if queries.device.type == "cpu" else 1  # on a GPU either kind is made on the way
+    return queries.shape[0] >= few and 64 <= queries.shape[1] <= LARGEST_CODED_DIM
 
 
-def facts_of(status: "ScanStatus") -> dict[str, int]:
-    """What `info=True` tells of a scan."""
+def facts_of(status: "ScanStatus", scans: tuple[str, str]) -> dict[str, int]:
+    """What `info=True` tells of a scan; `scans`: precisions of codes, and without them."""
     return {
         "settled": status.settled,
         "cuts": status.cuts,
-        "int8_rows": status.coded_rows,
-        "float32_rows": status.plain_rows,
+        f"{scans[0]}_rows": status.coded_rows,
+        f"{scans[1]}_rows": status.plain_rows,
         "blocks_again": status.gave_up,
     }
 
@@ -204,17 +217,17 @@ def as_gallery(value: Any, name: str = "gallery") -> Gallery:
 
 
 def as_embeddings(value: Any, name: str) -> "torch.Tensor":
-    """(rows, dim) on the CPU, floating, of unit stride within a row."""
+    """(rows, dim), floating, of unit stride within a row, on the CPU or a GPU: scans run where it is."""
     return as_scanned(array_rows(value, name).array)
 
 
 def array_rows(value: Any, name: str) -> ArrayRows:
-    """(rows, dim) on the CPU as it lies in memory: a block at a time becomes what the scans take."""
+    """(rows, dim) as it lies in memory: a block at a time becomes what the scans take."""
     tensor = as_tensor(value, name)
     if str(tensor.dtype).removeprefix("torch.") not in ITEMSIZE:
         raise TypeError(f"{name}: expected a floating dtype, int8 or uint8, got {tensor.dtype}")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name}: expected an array on the CPU, got one on {tensor.device}")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name}: expected an array on the CPU or a CUDA GPU, got one on {tensor.device}")
     if str(tensor.layout) != "torch.strided":
         raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
     if tensor.ndim != 2:

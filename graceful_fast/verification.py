@@ -141,7 +141,7 @@ def read_pairs(a: Any, b: Any, a_labels: Any, b_labels: Any, metric: str, a_ids:
     ids = label_pair("ids", a_ids, b_ids, first, second, ("a", "b"))
 
     def same(x: Any, y: Any) -> bool:
-        return x is y or (x is not None and x.dtype == y.dtype and torch.equal(x, y))
+        return x is y or (x is not None and x.dtype == y.dtype and x.device == y.device and torch.equal(x, y))
 
     within = within or all(same(*sides) for sides in ((first[:1], second[:1]), labels, ids, (first, second)))
     return Pairs(first, second, metric, as_codes(*labels), as_codes(*ids), within)

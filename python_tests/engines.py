@@ -44,6 +44,7 @@ def use(name: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
     if name == "simt":
         load_simt()
         monkeypatch.setattr(_ops, "_ops", torch.ops.graceful_fast_simt)
+        monkeypatch.setitem(_ops.SCANS, "cpu", _ops.SCANS["cuda"])
     elif name == "cuda" and not torch.cuda.is_available():
         pytest.skip("cuda: torch sees no GPU")
     elif name == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key("graceful_fast::flips", "CUDA"):
