@@ -32,13 +32,14 @@ template <typename T>
 void check(T* address, Site site) {
   if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) fail("atomic: the address is not aligned", site);
   machine().may_preempt();
-  checks::access(address, sizeof(T), checks::Access::atomic, {nullptr, site});
+  checks::access(address, sizeof(T), checks::Access::atomic, site);
 }
 
 }  // namespace
 
 template <typename T>
 T atomic(Atomic kind, T* address, T value, Site site) {
+  const Inside inside;
   check(address, site);
   const T old = *address;
   *address = apply(kind, old, value);
@@ -47,6 +48,7 @@ T atomic(Atomic kind, T* address, T value, Site site) {
 
 template <typename T>
 T compare_and_swap(T* address, T expected, T value, Site site) {
+  const Inside inside;
   check(address, site);
   const T old = *address;
   if (old == expected) *address = value;

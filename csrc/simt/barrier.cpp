@@ -12,6 +12,7 @@ constexpr const char* kNames[] = {"__syncthreads", "__syncthreads_or", "__syncth
 }  // namespace
 
 int barrier(Barrier kind, bool predicate, Site site) {
+  const Inside inside;
   Machine& m = machine();
   const char* name = kNames[int(kind)];
   if (m.live < m.threads_in_block) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace simt {
 
@@ -32,5 +33,13 @@ class Buffer {
   const void* begin_ = nullptr;
   size_t bytes_ = 0;
 };
+
+// Bytes of global memory that the threads of one launch asked for, one by one (a broadcast counts once a thread).
+struct Counts {
+  std::string kernel;
+  uint64_t read, written, atomic;
+};
+// Of the launches since the last call, in order.
+std::vector<Counts> take_counts();
 
 }  // namespace simt

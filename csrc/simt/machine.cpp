@@ -10,17 +10,16 @@
 #include <string_view>
 #include <system_error>
 
+#include "buffers.h"
 #include "checks.h"
+#include "counts.h"
 #include "shared.h"
 
 namespace simt::host {
 
 thread_local Thread* current = nullptr;
 
-Machine& machine() {
-  static Machine* const instance = new Machine;  // never destroyed: no order of destructors to get wrong
-  return *instance;
-}
+constinit Machine* the_machine = nullptr;
 
 uint3 thread_index() { return current->index; }
 uint3 block_index() { return machine().block_index; }
@@ -29,21 +28,28 @@ uint3 grid_size() { return machine().grid_size; }
 
 namespace {
 
-std::mutex one_launch;
+constinit std::mutex one_launch;
 
 void enter() {
   Fiber::entered();
   Machine& m = machine();
+  m.inside = false;
   try {
     m.call->run(m.call->bound);
   } catch (const std::exception& error) {
     fail(std::string("an exception left the kernel: ") + error.what());
   }
+  m.inside = true;
   m.exit_thread();
 }
 
+Machine& make_machine() {
+  if (the_machine == nullptr) the_machine = new Machine;
+  return *the_machine;
+}
+
 std::byte* make_stacks() {
-  void* stacks = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
+  void* stacks = mmap(nullptr, kAllStacks, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stacks == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "simt: stacks of the fibers");
   for (int i = 0; i < kMaxThreads; ++i) mprotect(static_cast<std::byte*>(stacks) + i * kStackBytes, 4096, PROT_NONE);
@@ -81,7 +87,7 @@ void launch(const Call& call) {
   if (call.grid.x == 0 || call.grid.y == 0 || call.grid.z == 0) return;
   check_launch(call);
   const std::lock_guard lock(one_launch);
-  machine().run(call);
+  make_machine().run(call);
 }
 
 void Machine::run(const Call& with) {
@@ -93,6 +99,7 @@ void Machine::run(const Call& with) {
   random.state = (seed + 1) * 0x9E3779B97F4A7C15ull;
   failure.clear();
   checks::launch_started();
+  counting_started(with.name);
   const uint64_t count = uint64_t(with.grid.x) * with.grid.y * with.grid.z;
   std::vector<uint32_t> shuffled;
   if (order == Order::random) {
@@ -104,7 +111,9 @@ void Machine::run(const Call& with) {
     run_block(order == Order::ascending ? i : order == Order::descending ? count - 1 - i : shuffled[i]);
   }
   call = nullptr;
-  if (!failure.empty()) throw Error(failure);
+  if (failure.empty()) return;
+  forget_shared_memory();  // what the abandoned threads left
+  throw Error(failure);
 }
 
 void Machine::run_block(uint64_t number) {
@@ -169,8 +178,10 @@ void Machine::next() {
   Thread& to = choose();
   if (&to == current) return;
   Thread& from = *current;
+  const bool was_inside = inside;
   current = &to;
   Fiber::change(from.fiber, to.fiber);
+  inside = was_inside;
 }
 
 void Machine::wait(Thread::State state, const char* name, Site site) {
@@ -188,7 +199,12 @@ void Machine::preempt() {
   next();
 }
 
-// Threads at one barrier or in one meeting are told of together.
+bool Machine::may_read_anyway(uintptr_t address, size_t bytes) const {
+  const auto begin = reinterpret_cast<uintptr_t>(call->bound);
+  if (begin <= address && address + bytes <= begin + call->bound_bytes) return true;
+  return !in_shared_arena(address) && global_memory_at(address) == nullptr && is_constant_data(address, address + bytes);
+}
+
 void Machine::deadlock() {
   std::string what = "deadlock, nobody can run:";
   int told = 0;
@@ -206,6 +222,7 @@ void Machine::deadlock() {
 
 void fail(const std::string& what) {
   Machine& m = machine();
+  m.inside = true;
   m.failure = std::string("kernel ") + m.call->name + ", block " + size({m.block_index.x, m.block_index.y, m.block_index.z}) +
               ", thread " + name_thread(*current) + ": " + what;
   Fiber::change(current->fiber, m.outside);
@@ -224,6 +241,6 @@ bool same_place(Site a, Site b) { return a.line() == b.line() && std::string_vie
 
 void simt::set_schedule(Order order, uint64_t seed) {
   const std::lock_guard lock(host::one_launch);
-  host::machine().order = order;
-  host::machine().seed = seed;
+  host::make_machine().order = order;
+  host::make_machine().seed = seed;
 }

@@ -1,6 +1,8 @@
 // The emulated machine: one block at a time, its threads as fibers, and who runs next.
 #pragma once
 #include <array>
+#include <bit>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -68,6 +70,9 @@ struct Random {
   uint32_t below(uint32_t n) { return uint32_t((uint64_t(next()) * n) >> 32); }
 };
 
+constexpr size_t kStackBytes = 128 * 1024;  // one page of it is a guard
+constexpr size_t kAllStacks = kMaxThreads * kStackBytes;
+
 struct Machine {
   const Call* call = nullptr;
   uint3 block_index, block_size, grid_size;
@@ -91,6 +96,7 @@ struct Machine {
   int warp_running = 0;
   int until_preempted = 0;
 
+  bool inside = false;  // in the emulator's own code: its accesses are nobody's business
   std::string failure;
   std::byte* stacks = nullptr;
 
@@ -106,6 +112,9 @@ struct Machine {
     if (order == Order::random && --until_preempted < 0) preempt();
   }
   void preempt();
+  bool is_stack(const void* address) const { return size_t(static_cast<const std::byte*>(address) - stacks) < kAllStacks; }
+  // The arguments of the launch, and the program's constants.
+  bool may_read_anyway(uintptr_t address, size_t bytes) const;
   void exit_thread();
   [[noreturn]] void deadlock();
 
@@ -113,9 +122,17 @@ struct Machine {
   Thread& choose();
 };
 
-constexpr size_t kStackBytes = 128 * 1024;  // one page of it is a guard
+// Made by the first launch, never destroyed: no order of destructors to get wrong.
+extern Machine* the_machine;
+inline Machine& machine() { return *the_machine; }
 
-Machine& machine();
+// Stands in every function that kernels call.
+struct Inside {
+  Inside() { machine().inside = true; }
+  ~Inside() { machine().inside = false; }
+  Inside(const Inside&) = delete;
+};
+
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
 
 // Ends the launch with a message about the running thread: "kernel, block, thread: what, at file:line".

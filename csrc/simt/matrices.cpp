@@ -99,15 +99,17 @@ constexpr unsigned kAll = 0xffffffff;
 }  // namespace
 
 void load_matrices(uint32_t* r, int count, bool transposed, const void* shared, Site site) {
+  const Inside inside;
   if (current->lane < 8 * count) {  // the other lanes' addresses are not used
     check_shared_16(shared, "ldmatrix", site);
-    checks::access(shared, 16, checks::Access::read, {nullptr, site});
+    checks::access(shared, 16, checks::Access::read, site);
   }
   MatrixRequest request{r, count, transposed, static_cast<const std::byte*>(shared)};
   meet(count == 4 ? "ldmatrix_x4" : "ldmatrix_x2", kAll, &request, site, complete_load);
 }
 
 void multiply(Mma kind, void* d, const uint32_t* a, const uint32_t* b, Site site) {
+  const Inside inside;
   MmaRequest request{kind, d, a, b};
   meet(kMma[int(kind)], kAll, &request, site, complete_mma);
 }

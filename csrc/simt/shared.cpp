@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <map>
 #include <string_view>
 #include <system_error>
 
@@ -23,6 +24,9 @@ struct Arena {
   size_t used = 0;      // bytes here, red zones included
   size_t launched = 0;  // bytes that the launch asked for
   std::vector<SharedArray> arrays;
+  SharedArray* last = nullptr;  // where the last access was
+  // By place of the array: blocks of a launch have the same arrays, and what earlier blocks did no longer counts.
+  std::map<std::pair<size_t, size_t>, Shadow> shadows;
 };
 
 Arena& arena() {
@@ -31,6 +35,8 @@ Arena& arena() {
     void* memory = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "simt: shared memory");
     made->begin = static_cast<std::byte*>(memory);
+    made->arrays.reserve(kArenaBytes / kRedZone);
+    shared_arena_begin = reinterpret_cast<uintptr_t>(memory);
     return made;
   }();
   return *instance;
@@ -38,17 +44,21 @@ Arena& arena() {
 
 }  // namespace
 
-std::byte* shared_arena() { return arena().begin; }
+constinit uintptr_t shared_arena_begin = 0;
+
+void forget_shared_memory() { arena().shadows.clear(); }
 
 void start_shared_memory(size_t bytes) {
   Arena& a = arena();
   a.launched = bytes;
   a.used = 0;
   a.arrays.clear();
+  a.last = nullptr;
   ASAN_POISON_MEMORY_REGION(a.begin, kArenaBytes);
 }
 
 void* shared_array(size_t offset, size_t bytes, size_t align, const char* type, Site site) {
+  const Inside inside;
   Arena& a = arena();
   for (const SharedArray& array : a.arrays) {
     if (array.offset == offset && array.bytes == bytes) return array.begin;
@@ -67,18 +77,21 @@ void* shared_array(size_t offset, size_t bytes, size_t align, const char* type, 
   const size_t begin = align_up(a.used + kRedZone, std::max<size_t>(align, 16));
   if (begin + bytes + kRedZone > kArenaBytes) fail("shared memory: too many arrays for the emulator", site);
   a.used = begin + bytes;
-  a.arrays.push_back({offset, bytes, a.begin + begin, type, site});
+  a.arrays.push_back({offset, bytes, a.begin + begin, type, site, &a.shadows[{begin, bytes}]});
   ASAN_UNPOISON_MEMORY_REGION(a.begin + begin, bytes);
   std::memset(a.begin + begin, 0xff, bytes);  // NaN, until written
   return a.begin + begin;
 }
 
-const SharedArray* shared_array_near(const void* address) {
-  const SharedArray* found = nullptr;
-  for (const SharedArray& array : arena().arrays) {
-    if (array.begin <= address && (found == nullptr || found->begin < array.begin)) found = &array;
+SharedArray* shared_array_near(uintptr_t address) {
+  Arena& a = arena();
+  const auto begin = [](const SharedArray& array) { return reinterpret_cast<uintptr_t>(array.begin); };
+  if (a.last && begin(*a.last) <= address && address < begin(*a.last) + a.last->bytes) return a.last;
+  SharedArray* found = nullptr;
+  for (SharedArray& array : a.arrays) {
+    if (begin(array) <= address && (found == nullptr || begin(*found) < begin(array))) found = &array;
   }
-  return found;
+  return a.last = found;
 }
 
 std::string name_array(const SharedArray& array) {
@@ -90,8 +103,8 @@ std::string name_array(const SharedArray& array) {
 }
 
 void check_shared_16(const void* address, const char* operation, Site site) {
-  const auto at = reinterpret_cast<uintptr_t>(address), begin = reinterpret_cast<uintptr_t>(shared_arena());
-  if (at < begin || at >= begin + kArenaBytes) fail(std::string(operation) + ": the address is not in shared memory", site);
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  if (!in_shared_arena(at)) fail(std::string(operation) + ": the address is not in shared memory", site);
   if (at % 16 != 0) fail(std::string(operation) + ": the address in shared memory is not 16-byte aligned", site);
 }
 

@@ -1,6 +1,7 @@
 // The shared memory of the block that runs: its arrays, with red zones between them.
 #pragma once
 #include "machine.h"
+#include "shadow.h"
 
 namespace simt::host {
 
@@ -13,12 +14,16 @@ struct SharedArray {
   std::byte* begin;      // here
   const char* type;
   Site site;
+  Shadow* shadow;
 };
 
-std::byte* shared_arena();
+// Fixed once the first launch has begun.
+extern uintptr_t shared_arena_begin;
+inline bool in_shared_arena(uintptr_t address) { return address - shared_arena_begin < kArenaBytes; }
 void start_shared_memory(size_t bytes);
+void forget_shared_memory();
 // The array that holds an address of the arena, or the last one before it; null before the first.
-const SharedArray* shared_array_near(const void* address);
+SharedArray* shared_array_near(uintptr_t address);
 std::string name_array(const SharedArray& array);
 
 // That an address is shared memory and 16-byte aligned.

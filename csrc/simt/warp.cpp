@@ -105,11 +105,13 @@ void complete_reduction(Warp&, Meeting& meeting) {
 }  // namespace
 
 void sync_warp(unsigned mask, Site site) {
-  const auto complete = [](Warp& warp, Meeting& meeting) { checks::warp_synchronised(warp, meeting.arrived); };
+  const Inside inside;
+  const auto complete = [](Warp& warp, Meeting& meeting) { checks::warp_synchronised(warp.id, meeting.arrived); };
   meet("__syncwarp", mask, nullptr, site, complete, true);
 }
 
 uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t bits, unsigned lane, int width, Site site) {
+  const Inside inside;
   const char* name = kShuffles[int(kind)];
   if (width < 1 || width > kLanes || !std::has_single_bit(unsigned(width))) {
     fail(std::string(name) + ": expected a width of 1, 2, 4, 8, 16 or 32, got " + std::to_string(width), site);
@@ -123,12 +125,14 @@ uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t bits, unsigned lane, int 
 }
 
 unsigned vote(Vote kind, unsigned mask, bool predicate, Site site) {
+  const Inside inside;
   VoteRequest request{kind, predicate, 0};
   meet(kVotes[int(kind)], mask, &request, site, complete_vote);
   return request.result;
 }
 
 unsigned reduce(Reduce kind, unsigned mask, unsigned value, Site site) {
+  const Inside inside;
   ReduceRequest request{kind, value};
   meet(kReductions[int(kind)], mask, &request, site, complete_reduction);
   return request.value;
