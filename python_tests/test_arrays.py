@@ -55,7 +55,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return call
 
-    for name in ("scan_collect", "scan_count", "scan_histogram", "flips"):
+    for name in ("scan_collect", "scan_count", "scan_between", "flips"):
         monkeypatch.setattr(_ops, name, spy(getattr(_ops, name)))
     return addresses
 

@@ -60,12 +60,11 @@ class Call {
     const int64_t tile = distill_tile(logits), tiles = (logits.new_logits.columns + tile - 1) / tile;
     return std::clamp<int64_t>((kDistillWarps + n - 1) / std::max<int64_t>(1, n), 1, std::max<int64_t>(1, tiles));
   }
-  RowPart* parts(const Tensor& tensor) const { return reinterpret_cast<RowPart*>(op.output<double>(tensor, "parts")); }
   // The parts of all splits, in a workspace.
   DistillMerge accumulate(const DistillLogits& logits, bool with_total) {
     DistillParts params{logits, with_total, splits(logits), nullptr};
     workspace_ = op.empty({params.splits, n, kRowPart}, ScalarType::Double);
-    params.parts = parts(*workspace_);
+    params.parts = op.output<double>(*workspace_, "parts");
     launch_distill_parts(params, op.stream());
     return {params.parts, params.splits, n, nullptr, logits.temperature};
   }
@@ -89,7 +88,7 @@ class Call {
                          ignore_index,
                          Reduction(reduction),
                          wide,
-                         reinterpret_cast<RowStatistics*>(op.output<double>(statistics, "statistics")),
+                         op.output<double>(statistics, "statistics"),
                          op.output<double>(losses, "losses"),
                          op.output<void>(loss, "loss")};
     if (params.rule.focus == Focus::weight) {
@@ -104,7 +103,7 @@ class Call {
   void backward(DistillBackward params, const Tensor& grad_output, const Tensor& statistics) const {
     check_grad_output(grad_output, n, params.logits.new_logits.type == Element::float64);
     check_rows(statistics, "statistics", n, kRowStatistics);
-    params.statistics = reinterpret_cast<const RowStatistics*>(op.input<double>(statistics, "statistics"));
+    params.statistics = op.input<double>(statistics, "statistics");
     params.grad_output = op.input<void>(grad_output, "grad_output");
     params.grad_output_stride = grad_output.dim() == 0 ? 0 : grad_output.stride(0);
     launch_distill_backward(params, op.stream());
@@ -139,16 +138,16 @@ Tensor accumulate(const Optional& parts, const Tensor& new_logits, const Tensor&
                                        true);
   if (parts) {
     check_rows(*parts, "parts", call.n, kRowPart);
-    merge.before = reinterpret_cast<const RowPart*>(call.op.input<double>(*parts, "parts"));
+    merge.before = call.op.input<double>(*parts, "parts before");
   }
   const Tensor merged = call.op.empty({call.n, kRowPart}, ScalarType::Double);
-  launch_distill_merge(merge, call.parts(merged), call.op.stream());
+  launch_distill_merge(merge, call.op.output<double>(merged, "merged"), call.op.stream());
   return merged;
 }
 
 DistillMerge merge_of(const Op& op, const Tensor& parts, int64_t shards, int64_t n, double temperature) {
   check_rows(parts, "parts", shards * n, kRowPart);
-  return {reinterpret_cast<const RowPart*>(op.input<double>(parts, "parts")), shards, n, nullptr,
+  return {op.input<double>(parts, "parts"), shards, n, nullptr,
           within_range(temperature)};
 }
 
@@ -158,7 +157,7 @@ Tensor merge(const Tensor& parts, double temperature) {
   GF_CHECK(parts.dim() == 3, "distill", "parts: expected 3 dimensions, got ", parts.dim());
   const Tensor merged = op.empty({parts.size(1), kRowPart}, ScalarType::Double);
   launch_distill_merge(merge_of(op, parts, parts.size(0), parts.size(1), temperature),
-                       reinterpret_cast<RowPart*>(op.output<double>(merged, "merged")), op.stream());
+                       op.output<double>(merged, "merged"), op.stream());
   return merged;
 }
 

@@ -53,7 +53,7 @@ void launch_distill_parts(const DistillParts& p, void* stream) {
   });
 }
 
-void launch_distill_merge(const DistillMerge& p, RowPart* merged, void* stream) {
+void launch_distill_merge(const DistillMerge& p, double* merged, void* stream) {
   simt::launch("distill_merge", distill_merge, dim3(blocks(p.rows, kRowsOfFinish)), dim3(kFinishThreads), 0, stream, p,
                merged);
 }

@@ -25,13 +25,13 @@ struct DistillParts {
   DistillLogits logits;
   bool with_total;  // whether RowPart::total is wanted
   int64_t splits;   // parts of a row: each is of as many tiles
-  RowPart* parts;   // [splits, B] out; an ignored row's are those of no class
+  double* parts;    // [splits, B, kRowPart] out; an ignored row's are those of no class
 };
 
 struct DistillMerge {
-  const RowPart* parts;   // [shards, B] of disjoint classes
+  const double* parts;   // [shards, B, kRowPart] of disjoint classes
   int64_t shards, rows;
-  const RowPart* before;  // [B] of yet other classes, or null
+  const double* before;  // [B, kRowPart] of yet other classes, or null
   double temperature;
 };
 
@@ -46,14 +46,14 @@ struct DistillFinish {
   int64_t ignore_index;
   Reduction reduction;
   bool wide;                  // the loss is float64, else float32
-  RowStatistics* statistics;  // [B] out
+  double* statistics;         // [B, kRowStatistics] out
   double* losses;             // [B] out, unless the reduction is none
   void* loss;                 // [B] or one number, out
 };
 
 struct DistillBackward {
   DistillLogits logits;
-  const RowStatistics* statistics;  // [B]
+  const double* statistics;         // [B, kRowStatistics]
   const void* grad_output;          // float32 or, for float64 new logits, float64: one number or [B]
   int64_t grad_output_stride;       // elements; 0 for one number
   void* gradient;                   // [B, columns] out, of the new logits' type; may be the new logits themselves
@@ -67,7 +67,7 @@ constexpr int64_t kDistillWarps = 2048;
 
 int64_t distill_tile(const DistillLogits& logits);  // classes that a warp holds at a time
 void launch_distill_parts(const DistillParts& params, void* stream);
-void launch_distill_merge(const DistillMerge& params, RowPart* merged, void* stream);  // merged: [B] out
+void launch_distill_merge(const DistillMerge& params, double* merged, void* stream);  // merged: [B, kRowPart] out
 void launch_distill_finish(const DistillFinish& params, void* stream);
 void launch_distill_backward(const DistillBackward& params, void* stream);
 // new_column ascending, old_column: [pairs] columns that are one class -> [columns] as DistillLogits::old_column.

@@ -12,6 +12,7 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kBackwardThreads = 128;
+constexpr int kBackwardBlocks = 4;  // on a processor, at least: 128 registers a thread
 constexpr int kChunk = 4 * kBackwardThreads * kGroup;  // classes a block: they pay for the factors
 
 // What the gradient of one row is made of: e * exp(s - new_max) - smooth + [target] + the divergence's part.
@@ -64,12 +65,12 @@ __device__ S kl_part(S s, S t, const Frames<S>& frames, S near, S v, S k, S z) {
 }
 
 template <class New, class Old, class S, bool kl>
-__global__ void __launch_bounds__(kBackwardThreads) distill_backward(DistillBackward p, int64_t chunks) {
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks) distill_backward(DistillBackward p, int64_t chunks) {
   using In = decltype(widen(New{}));
   simt::Smem smem;
   Factors* const shared = smem.take<Factors>(1);
   const int64_t i = blockIdx.x / chunks, columns = p.logits.new_logits.columns;
-  const RowStatistics& row = p.statistics[i];
+  const auto& row = reinterpret_cast<const RowStatistics*>(p.statistics)[i];
   if (threadIdx.x == 0) {
     const int64_t at = i * p.grad_output_stride;
     const double incoming = sizeof(In) == 8 ? static_cast<const double*>(p.grad_output)[at]

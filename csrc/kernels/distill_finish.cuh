@@ -1,7 +1,7 @@
 // distill, between the passes: parts of rows -> parts of whole rows -> losses and statistics -> one loss. Numbers are few
 // and float64; the order of every sum is fixed.
 //
-// A warp takes a row: lane l merges shards l * shards / 32 and on, one after the other, then lanes merge in a tree. The last
+// A warp takes a row: each lane merges an equal run of shards, one after the other, then lanes merge in a tree. The last
 // kernel is one block over the rows' losses.
 //   bytes = parts in + per row: 8 (target), 8 (weight, if given), sizeof(RowStatistics) and 8 out, and 16 in and out (the
 //   mean's divisor goes into the statistics)
@@ -16,20 +16,22 @@ constexpr int kFinishThreads = 128;
 constexpr int kReduceThreads = 512;  // one block: 4,096 rows are 8 a thread
 
 __device__ inline RowPart part_of_lane(const RowPart& part, int lane) {
-  RowPart other;
-  const double* from = reinterpret_cast<const double*>(&part);
-  double* to = reinterpret_cast<double*>(&other);
+  double fields[kRowPart];
+  memcpy(fields, &part, sizeof part);
 #pragma unroll
-  for (int f = 0; f < kRowPart; ++f) to[f] = __shfl_sync(kAllLanes, from[f], lane);
+  for (double& field : fields) field = __shfl_sync(kAllLanes, field, lane);
+  RowPart other;
+  memcpy(&other, fields, sizeof other);
   return other;
 }
 
 // The row's part, on lane 0. All lanes take part.
 __device__ inline RowPart merged_row(const DistillMerge& p, int64_t i) {
-  const int64_t lane = threadIdx.x % kWarp;
+  const int64_t lane = threadIdx.x % kWarp, share = (p.shards + kWarp - 1) / kWarp;
   RowPart part;
-  for (int64_t s = lane * p.shards / kWarp; s < (lane + 1) * p.shards / kWarp; ++s) {
-    part.merge(p.parts[s * p.rows + i], p.temperature);
+  const auto* const parts = reinterpret_cast<const RowPart*>(p.parts);
+  for (int64_t s = lane * share; s < (lane + 1) * share && s < p.shards; ++s) {
+    part.merge(parts[s * p.rows + i], p.temperature);
   }
   for (int step = 1; step < int(kWarp) && p.shards > 1; step *= 2) {
     const RowPart other = part_of_lane(part, int(lane) + step);
@@ -38,14 +40,15 @@ __device__ inline RowPart merged_row(const DistillMerge& p, int64_t i) {
   return part;
 }
 
-__global__ void __launch_bounds__(kFinishThreads) distill_merge(DistillMerge p, RowPart* merged) {
+__global__ void __launch_bounds__(kFinishThreads) distill_merge(DistillMerge p, double* merged) {
   const int64_t i = int64_t(blockIdx.x) * (kFinishThreads / kWarp) + threadIdx.x / kWarp;
   if (i >= p.rows) return;
   const RowPart part = merged_row(p, i);
   if (threadIdx.x % kWarp != 0) return;
-  RowPart whole = p.before ? p.before[i] : RowPart{};
+  RowPart whole;
+  if (p.before) whole = reinterpret_cast<const RowPart*>(p.before)[i];
   whole.merge(part, p.temperature);
-  merged[i] = whole;
+  reinterpret_cast<RowPart*>(merged)[i] = whole;
 }
 
 __global__ void __launch_bounds__(kFinishThreads) distill_finish(DistillFinish p) {
@@ -60,7 +63,7 @@ __global__ void __launch_bounds__(kFinishThreads) distill_finish(DistillFinish p
     loss = finish_row(part, p.rule, p.weight ? p.weight[i] : 0, statistics);
     if (y < 0 || double(y) >= p.rule.classes) loss = statistics.cross_entropy = NAN;  // and so is the row's gradient
   }
-  p.statistics[i] = statistics;
+  reinterpret_cast<RowStatistics*>(p.statistics)[i] = statistics;
   if (p.reduction != Reduction::none) {
     p.losses[i] = loss;
   } else if (p.wide) {
@@ -82,7 +85,8 @@ __global__ void __launch_bounds__(kReduceThreads) distill_reduce(DistillFinish p
   counted = block_reduce<Add>(counted, shared);
   const double count = p.reduction == Reduction::mean && counted > 0 ? counted : 1;
   for (int64_t i = threadIdx.x; i < p.merge.rows && count != 1; i += kReduceThreads) {
-    p.statistics[i].cross_entropy /= count, p.statistics[i].distillation /= count;
+    auto& row = reinterpret_cast<RowStatistics*>(p.statistics)[i];
+    row.cross_entropy /= count, row.distillation /= count;
   }
   if (threadIdx.x != 0) return;
   if (p.wide) {

@@ -14,6 +14,7 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kPartsThreads = 128;   // 4 warps: small blocks fill a processor's registers best
+constexpr int kPartsBlocks = 2;      // on a processor, at least: as many registers as a lane's 16 classes take
 constexpr double kMaxExponent = 20;  // |new_frame - max| / T: exp(d) stays far from overflow and underflow
 
 template <class S>
@@ -221,7 +222,7 @@ __device__ RowPart part_of(const Sums<S>& sums) {
 }
 
 template <class New, class Old, class S, bool kl>
-__global__ void __launch_bounds__(kPartsThreads) distill_parts(DistillParts p) {
+__global__ void __launch_bounds__(kPartsThreads, kPartsBlocks) distill_parts(DistillParts p) {
   const DistillLogits& logits = p.logits;
   const int64_t rows = logits.new_logits.rows, columns = logits.new_logits.columns;
   const int64_t warp = int64_t(blockIdx.x) * (kPartsThreads / kWarp) + threadIdx.x / kWarp;
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(kPartsThreads) distill_parts(DistillParts p) {
   const int64_t i = warp / p.splits, split = warp % p.splits;
   const int64_t target = logits.target[i], column = target - logits.first_class;
   const bool first_lane = threadIdx.x % kWarp == 0;
-  RowPart* const out = p.parts + split * rows + i;
+  auto* const out = reinterpret_cast<RowPart*>(p.parts) + split * rows + i;
   if (target == logits.ignore_index) {
     if (first_lane) *out = RowPart{};
     return;

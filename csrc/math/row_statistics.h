@@ -19,6 +19,15 @@ namespace graceful_fast {
 enum class DivergenceKind : int64_t { kl, logits, ldi };
 enum class Focus : int64_t { old_correct, negative_flip, new_incorrect, all, weight };
 
+// What the rows of one loss have in common.
+struct LossRule {
+  DivergenceKind kind;
+  Focus focus;
+  double alpha, beta, temperature, label_smoothing;
+  double classes;                      // of the whole row
+  double cross_entropy, distillation;  // factors of the two terms; one that is 0 takes its term out
+};
+
 namespace {
 
 // sum exp(x - frame) over the classes, as the count of classes at the frame and the rest: log1p of the rest keeps the
@@ -172,29 +181,20 @@ GF_HD inline Path choose_path(double difference_min, double difference_max, doub
   return near && old_min > -INFINITY ? Path::near : Path::far;
 }
 
-// What the rows of one loss have in common.
-struct LossRule {
-  DivergenceKind kind;
-  Focus focus;
-  double alpha, beta, temperature, label_smoothing;
-  double classes;                      // of the whole row
-  double cross_entropy, distillation;  // factors of the two terms; one that is 0 takes its term out
-
-  GF_HD double focal_weight(const RowPart& row, double given) const {
-    switch (focus) {
-      case Focus::old_correct:
-        return alpha + beta * row.old_correct();
-      case Focus::negative_flip:
-        return alpha + beta * (row.old_correct() && !row.new_correct());
-      case Focus::new_incorrect:
-        return alpha + beta * !row.new_correct();
-      case Focus::weight:
-        return given;
-      default:
-        return 1;
-    }
+GF_HD inline double focal_weight(const LossRule& rule, const RowPart& row, double given) {
+  switch (rule.focus) {
+    case Focus::old_correct:
+      return rule.alpha + rule.beta * row.old_correct();
+    case Focus::negative_flip:
+      return rule.alpha + rule.beta * (row.old_correct() && !row.new_correct());
+    case Focus::new_incorrect:
+      return rule.alpha + rule.beta * !row.new_correct();
+    case Focus::weight:
+      return given;
+    default:
+      return 1;
   }
-};
+}
 
 // What the forward pass leaves for the backward pass, one row of the `statistics` tensor.
 struct RowStatistics {
@@ -227,7 +227,7 @@ GF_HD inline double finish_row(const RowPart& row, const LossRule& rule, double 
 
   const bool kl = rule.kind == DivergenceKind::kl;
   const double mass = kl ? row.divergence.k : row.compared;
-  const double factor = row.known == 0 ? 0 : rule.distillation * rule.focal_weight(row, given_weight);
+  const double factor = row.known == 0 ? 0 : rule.distillation * focal_weight(rule, row, given_weight);
   if (factor == 0 || mass == 0) return loss;
   out.distillation = factor;
   out.old_sum = mass;
