@@ -205,18 +205,22 @@ bool Machine::may_read_anyway(uintptr_t address, size_t bytes) const {
   return !in_shared_arena(address) && global_memory_at(address) == nullptr && is_constant_data(address, address + bytes);
 }
 
+// Threads that wait at the same place are told of together.
 void Machine::deadlock() {
-  std::string what = "deadlock, nobody can run:";
-  int told = 0;
+  std::vector<const Thread*> waiting;
   for (int i = 0; i < threads_in_block; ++i) {
-    const Thread& thread = threads[i];
-    if (thread.state == Thread::State::exited) continue;
-    if (++told > 8) {
-      what += " and others";
-      break;
-    }
-    what += " thread " + name_thread(thread) + " waits in " + thread.waits_in + " (" + place(thread.site) + ");";
+    if (threads[i].state != Thread::State::exited) waiting.push_back(&threads[i]);
   }
+  std::string what = "deadlock, nobody can run:";
+  while (!waiting.empty()) {
+    const Thread& first = *waiting.front();
+    const size_t count = std::erase_if(waiting, [&](const Thread* thread) {
+      return thread->waits_in == first.waits_in && same_place(thread->site, first.site);
+    });
+    what += (count == 1 ? " thread " : " " + std::to_string(count) + " threads from ") + name_thread(first) +
+            (count == 1 ? " waits in " : " on wait in ") + first.waits_in + " (" + place(first.site) + ");";
+  }
+  what.pop_back();
   fail(what);
 }
 

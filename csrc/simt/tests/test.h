@@ -28,6 +28,17 @@ inline std::vector<Case>& cases() {
 }
 inline int failures = 0;
 
+// What the emulator says of a launch; empty when it finds nothing wrong.
+template <typename Launch>
+std::string report_of(const Launch& launch) {
+  try {
+    launch();
+  } catch (const simt::Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
 struct Add {
   Add(const char* name, void (*run)()) { cases().push_back({name, run}); }
 };
@@ -38,6 +49,13 @@ inline void expect(bool condition, const std::string& what, int line) {
   std::printf("  line %d: expected %s\n", line, what.c_str());
 }
 
+
+// That each of the parts stands in the report.
+inline void expect_report(const std::string& report, const std::vector<std::string>& parts, int line) {
+  for (const std::string& part : parts) {
+    expect(report.find(part) != std::string::npos, "a report with \"" + part + "\", got: " + report, line);
+  }
+}
 
 }  // namespace test
 
