@@ -560,5 +560,7 @@ def scan_pairs(
     a: torch.Tensor, b: torch.Tensor, metric: str, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """(P,) float64 scores on the CPU, larger is better, of the pairs (rows[i], columns[i])."""
-    keys: torch.Tensor = _ops.scan_pairs.default(a, *_on(a.device, (b,)), METRICS[metric], *_on(a.device, (rows, columns)))
+    keys: torch.Tensor = _ops.scan_pairs.default(
+        a, *_on(a.device, (b,)), METRICS[metric], *_on(a.device, (rows, columns))
+    )
     return keys.cpu()

@@ -101,7 +101,12 @@ class _Told:
 
     def __init__(self, progress: bool | Progress, bounds: list[int]) -> None:
         self.stop = Event()
-        self._tell, self._bounds, self._done, self._lock = progress_of(progress, "searched"), bounds, list(bounds[:-1]), Lock()
+        self._tell, self._bounds, self._done, self._lock = (
+            progress_of(progress, "searched"),
+            bounds,
+            list(bounds[:-1]),
+            Lock(),
+        )
 
     def share(self, i: int) -> Progress:
         def tell(done: int, total: int | None) -> None:

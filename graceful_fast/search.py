@@ -172,9 +172,7 @@ def nearest(
     return keys, rows, facts
 
 
-def no_neighbors(
-    count: int, k: int, device: "torch.device | str" = "cpu"
-) -> "tuple[torch.Tensor, torch.Tensor]":
+def no_neighbors(count: int, k: int, device: "torch.device | str" = "cpu") -> "tuple[torch.Tensor, torch.Tensor]":
     """Keys (float64, larger is better) and rows of the best k of `count` queries before any row was seen."""
     import torch
 

@@ -58,12 +58,24 @@ def load_simt() -> None:
     cmake = Path(sys.executable).with_name("cmake")
     if not (BUILD / "build.ninja").exists():
         configure = ["-DGF_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
-        _run(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *configure, f"-DCMAKE_MAKE_PROGRAM={cmake.with_name('ninja')}")
+        _run(
+            cmake,
+            "-S",
+            ROOT,
+            "-B",
+            BUILD,
+            "-G",
+            "Ninja",
+            *configure,
+            f"-DCMAKE_MAKE_PROGRAM={cmake.with_name('ninja')}",
+        )
     _run(cmake, "--build", BUILD, "--target", "graceful_fast_simt")
     torch.ops.load_library(str(BUILD / "csrc" / "cuda" / "graceful_fast_simt.so"))
 
 
 def _run(*command: Any) -> None:
-    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"the emulator's library was not built:\n{done.stdout[-4000:]}")

@@ -106,7 +106,9 @@ def near_duplicates(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def each_better(rng: np.random.Generator, rows: int) -> np.ndarray:
-    return np.ones(24) * np.linspace(0.1, 0.9, rows)[:, None] + rng.standard_normal(24) * np.linspace(1, 0, rows)[:, None]
+    return (
+        np.ones(24) * np.linspace(0.1, 0.9, rows)[:, None] + rng.standard_normal(24) * np.linspace(1, 0, rows)[:, None]
+    )
 
 
 def uneven(rng: np.random.Generator, rows: int) -> np.ndarray:
@@ -116,12 +118,16 @@ def uneven(rng: np.random.Generator, rows: int) -> np.ndarray:
 @pytest.mark.parametrize("way", ["float16", "int8", "codes", "shortlist"])
 @pytest.mark.parametrize("make", [constant, near_duplicates, each_better, uneven])
 @pytest.mark.parametrize("metric", METRICS)
-def test_lists_too_small_for_the_data_change_nothing(make: Callable[..., Any], metric: str, way: str, gpu: Engine) -> None:
+def test_lists_too_small_for_the_data_change_nothing(
+    make: Callable[..., Any], metric: str, way: str, gpu: Engine
+) -> None:
     rng = np.random.default_rng(5)
     q, x = np.abs(rng.standard_normal((3, 24))), make(rng, 900)
     expected = reference.knn(q, x, 4, metric=metric)
     for blocks, candidate_bytes in ((1, 1), (2, 1), (1, 1 << 20)):
-        found, statuses = find(*gpu.tensors(torch.from_numpy(q), torch.from_numpy(x)), 4, metric, way, blocks, candidate_bytes)
+        found, statuses = find(
+            *gpu.tensors(torch.from_numpy(q), torch.from_numpy(x)), 4, metric, way, blocks, candidate_bytes
+        )
         assert_same(found, expected)
         if make is constant and candidate_bytes == 1:
             assert any(status.cuts or status.gave_up for status in statuses)
@@ -240,7 +246,9 @@ def test_a_histogram_has_every_pair_within_its_margin_of_its_bin(metric: str, wi
     b = a if within else torch.from_numpy(rng.standard_normal((150, 70))).float()
     labels = torch.arange(140, dtype=torch.int32) % 7, torch.arange(len(b), dtype=torch.int32) % 7
     ids = torch.arange(140, dtype=torch.int32) // 2, torch.arange(len(b), dtype=torch.int32) // 2
-    keys = torch.from_numpy(np.stack([reference.similarity(row, b.double().numpy(), metric) for row in a.double().numpy()]))
+    keys = torch.from_numpy(
+        np.stack([reference.similarity(row, b.double().numpy(), metric) for row in a.double().numpy()])
+    )
     pairs = ids[0][:, None] != ids[1]
     if within:
         pairs &= torch.arange(140)[:, None] < torch.arange(140)
