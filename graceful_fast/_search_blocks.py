@@ -134,7 +134,10 @@ def search_blocks(
         shown = progress_of(progress, "searched")
         yield from _search_from(search.first, search, gallery, keys, rows, plan, shown, None)
         return
-    with Checkpoint(checkpoint, work_of(search, gallery)) as saved:
+    labels = [*search.ids, *search.groups]
+    rows_of = {} if search.end is None else {"rows": [search.first, search.end]}
+    work = work_of(search.queries, gallery, labels, k=search.k, metric=search.metric, **rows_of)
+    with Checkpoint(checkpoint, work) as saved:
         position = max(search.first, saved.load([keys, rows]))
         shown = progress_of(progress, "searched", position)
         yield from _search_from(position, search, gallery, keys, rows, plan, shown, saved)
@@ -250,18 +253,17 @@ class _Scan:
         return status._replace(settled=settled)
 
 
-def work_of(search: Search, gallery: "Gallery") -> dict[str, Any]:
-    """What a checkpoint belongs to: any difference would change the answer."""
-    labels = [*search.ids, *search.groups]
+def work_of(
+    queries: "torch.Tensor", gallery: "Gallery", labels: "list[torch.Tensor | None]", **options: Any
+) -> dict[str, Any]:
+    """What a checkpoint belongs to: any difference would change the answer, or what the state means."""
     files = {f"file {path}": f"{size} bytes of mtime_ns {mtime_ns}" for path, size, mtime_ns in gallery.files}
     return {
         **files,  # the fingerprint tells them apart, too, but not which it is
-        "queries": _fingerprint(search.queries),
+        "queries": _fingerprint(queries),
         "gallery": gallery.fingerprint(),
-        "k": search.k,
-        "metric": search.metric,
-        **({} if search.end is None else {"rows": [search.first, search.end]}),
-        "ids and groups": [None if tensor is None else _fingerprint(tensor) for tensor in labels],
+        **options,
+        "labels, ids and groups": [None if tensor is None else _fingerprint(tensor) for tensor in labels],
     }
 
 

@@ -108,9 +108,9 @@ def identification_metrics(
     ids = label_pair("ids", probe_ids, gallery_ids, q, x, ("probe", "gallery"))
     search = Search(q, rank, metric, Labels(*ids), Labels(), codes_pay(q), prepared=x.codes is not None)
     keys, rows, _ = nearest(search, x, memory_limit, progress, checkpoint, ("probes", "gallery"))
-    found = rows.numpy()
+    found = rows.cpu().numpy()
     mated = has_mate(of_probes, of_gallery, *(None if side is None else side.numpy() for side in ids))
-    score = keys.numpy()  # -inf where there is no row
+    score = keys.cpu().numpy()  # -inf where there is no row
     is_mate = (found >= 0) & (of_gallery[found] == of_probes[:, None])
     mates = np.where(is_mate, score, -np.inf)[mated].max(1)
     strangers = np.sort(score[~mated, 0])[::-1]

@@ -393,7 +393,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
     ("error", "message", "arguments"),
     [
         (ValueError, r"metric: expected one of 'cosine', 'ip', 'l2', got 'dot'", {"metric": "dot"}),
-        (ValueError, r"scan: expected one of 'auto', 'int8', 'float32', got 'int4'", {"scan": "int4"}),
+        (ValueError, r"scan: expected one of 'auto', 'int8', 'float32', 'float16', got 'int4'", {"scan": "int4"}),
         (ValueError, r"queries: expected shape \(rows, dim\), got \(3,\)", {"queries": GOOD[0]}),
         (ValueError, r"gallery: expected shape \(rows, dim\), got \(1, 8, 3\)", {"gallery": GOOD[None]}),
         (ValueError, r"dim of the queries, got queries \(8, 3\) and gallery \(8, 2\)", {"gallery": GOOD[:, :2]}),
@@ -403,8 +403,19 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (ValueError, r"k: expected 1 to 0", {"gallery": GOOD[:0], "k": 1}),
         (TypeError, r"k: expected an integer, got float", {"k": 2.0}),
         (TypeError, r"k: expected an integer, got ndarray", {"k": np.array([2])}),
-        (TypeError, r"queries: expected real numbers of at most 64 bits, got dtype <U4", {"queries": "text"}),
+        (TypeError, r"queries: expected an array, got a path: gf.Gallery.open\('q.npy'\).load", {"queries": "q.npy"}),
+        (
+            TypeError,
+            r"queries: expected an array, got a Gallery: .* in .load\(\).array",
+            {"queries": gf.Gallery.open(GOOD)},
+        ),
+        (TypeError, r"gallery: expected .* got a path: gf.Gallery.open\('g.npy'\)$", {"gallery": Path("g.npy")}),
         (TypeError, r"queries: expected a torch tensor, .*, got dict", {"queries": {}}),
+        (
+            TypeError,
+            r"queries: expected real numbers of at most 64 bits, got dtype <U4",
+            {"queries": np.array([["text"]])},
+        ),
         (
             TypeError,
             r"gallery: expected a floating dtype, int8 or uint8, got torch.int64",
@@ -413,7 +424,7 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (TypeError, r"queries: expected a dense tensor", {"queries": torch.ones(8, 3).to_sparse()}),
         (
             ValueError,
-            r"queries: expected an array on the CPU, got one on meta",
+            r"queries: expected an array on the CPU or a CUDA GPU, got one on meta",
             {"queries": torch.ones(8, 3, device="meta")},
         ),
         (ValueError, r"queries: row 2: expected finite numbers, .* \(8, 3\)", {"queries": spoiled(2, np.nan)}),

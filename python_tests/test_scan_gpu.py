@@ -1,10 +1,12 @@
 """scan on a GPU: the kernels of csrc/kernels find what the float64 definition says, bit for bit, as on the CPU."""
 
+import ctypes
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
+import engines
 import numpy as np
 import pytest
 import torch
@@ -17,13 +19,13 @@ import graceful_fast as gf
 from graceful_fast import _ops, reference, search
 
 METRICS = ("cosine", "ip", "l2")
-BUILDS = [pytest.param(case, metric, id=f"{case.name}-{metric}") for case in SCAN_CASES for metric in case.metrics]
+SCANS = itertools.cycle(["int8", "float16", "float16", "int8"])  # in turn, so that every metric and many a case see both
+RUNS = [(case, metric, next(SCANS)) for case in SCAN_CASES for metric in case.metrics]
+BUILDS = [pytest.param(*run, id=f"{run[0].name}-{run[1]}-{run[2]}") for run in RUNS]
 
 
 @pytest.fixture(params=["simt", "cuda"])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    import engines
-
     return engines.use(request.param, monkeypatch)
 
 
@@ -34,8 +36,7 @@ def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_array_equal(scores.view(np.int32), np.asarray(expected[0]).view(np.int32))
 
 
-@pytest.mark.parametrize("scan", ["int8", "float16"])
-@pytest.mark.parametrize(("case", "metric"), BUILDS)
+@pytest.mark.parametrize(("case", "metric", "scan"), BUILDS)
 def test_neighbours_are_those_of_the_definition(case: ScanCase, metric: str, scan: str, gpu: Engine) -> None:
     queries, gallery = case.build(np.random.default_rng(7))
     expected = reference.knn(queries, gallery, case.k, metric=metric)
@@ -82,7 +83,7 @@ def find(q: torch.Tensor, x: torch.Tensor, k: int, metric: str, way: str, blocks
     """The neighbours, block after block of the gallery, by float16, codes made on the way or before, or a shortlist."""
     keys, rows = search.no_neighbors(len(q), k, q.device)
     statuses = []
-    for first, end in pairwise(len(x) * part // blocks for part in range(blocks + 1)):
+    for first, end in itertools.pairwise(len(x) * part // blocks for part in range(blocks + 1)):
         block = x[first:end]
         codes = _ops.scan_quantize(block)[:2] if way in ("codes", "shortlist") else None
         if way == "shortlist":
@@ -280,3 +281,45 @@ def test_nothing_to_scan(rows: int, gpu: Engine) -> None:
     assert found.counts.sum() == found.kept == found.margin == 0
     if rows:
         assert gf.knn(q, x, 1).indices.shape == (0, 1)
+
+
+# --- traffic --------------------------------------------------------------------------------------------------------------------
+
+
+def launches() -> dict[str, list[tuple[int, int, int]]]:
+    """Bytes that each launch since the last call has read, written, added to: by kernel."""
+    library = ctypes.CDLL(str(engines.BUILD / "csrc" / "cuda" / "graceful_fast_simt.so"))
+    text = ctypes.create_string_buffer(1 << 20)
+    library.graceful_fast_simt_counts(text, len(text))
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for line in text.value.decode().splitlines():
+        kernel, *counts = line.split()
+        found.setdefault(kernel, []).append(tuple(map(int, counts)))
+    return found
+
+
+@pytest.mark.parametrize("scan", ["int8", "float16"])
+def test_kernels_move_the_bytes_that_their_heads_say(scan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines.use("simt", monkeypatch)
+    queries, rows, dim, k = 130, 300, 50, 3
+    rng = np.random.default_rng(0)
+    q, x = (torch.from_numpy(rng.standard_normal((n, dim))).float() for n in (queries, rows))
+    launches()
+    gf.knn(q, x, k, metric="ip", scan=scan)
+    found = launches()
+    stride = 64 if scan == "int8" else 112
+    readings = 2 if scan == "int8" else 1
+    assert found["scan_measure"] == [
+        (2 * queries * dim * 4, queries * (8 + 56 * 8), 0),
+        (rows * dim * 4, rows * 8, 0),
+    ]
+    # Each of the 16 threads of a row reads its squared norm.
+    assert found["scan_encode"] == [
+        (n * (readings * dim * 4 + 16 * 8), n * (stride + 12), 0) for n in (queries, rows)
+    ]
+    tiles = [(min(128, queries - a), min(128, rows - b)) for a in range(0, queries, 128) for b in range(0, rows, 128)]
+    # A limit: by two threads of each tile, then by the 128 that take a query's scores.
+    of_tiles = sum((some + others) * (stride + 16) + some * 4 * (2 + 128) for some, others in tiles)
+    (read, written, added), *_ = found["scan_collect"]
+    assert read == of_tiles
+    assert written * 4 == added * 16 > 0

@@ -10,6 +10,13 @@
 
 namespace graceful_fast {
 
+// On the emulator few rows and pairs reach what takes millions on a GPU.
+#ifdef GF_SIMT
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
 // Memory of one op. Kept until the op ends: its kernels may be under way, and the emulator knows its extents.
 class Scratch {
  public:
@@ -207,7 +214,7 @@ class Sides {
   Query* facts_of_queries;
 
  private:
-  static constexpr int64_t kChunkBytes = int64_t(256) << 20;
+  static constexpr int64_t kChunkBytes = int64_t(256) << (kEmulated ? 8 : 20);
 
   const Op& op_;
   Scratch& scratch_;
@@ -226,12 +233,7 @@ class Sides {
 class UnsurePairs {
  public:
   // Queries of a launch, so that a row of each is sure to fit.
-  static constexpr int64_t kMostQueries =
-#ifdef GF_SIMT
-      int64_t(1) << 11;  // a test reaches what takes millions of pairs on a GPU
-#else
-      int64_t(1) << 22;
-#endif
+  static constexpr int64_t kMostQueries = int64_t(1) << (kEmulated ? 11 : 22);
 
   UnsurePairs(Scratch& scratch, const Sides& sides)
       : capacity_(std::min(kMostQueries, sides.queries.rows * std::min(sides.chunk, kMostQueries))),

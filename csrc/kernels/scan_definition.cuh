@@ -6,24 +6,39 @@
 namespace graceful_fast {
 namespace {
 
-// Of eight threads of a warp that are together, all of which get it; the others of the warp call it as well.
+// What one thread of a row adds up: the lane's sum, for cosine also of squares.
+struct LaneSums {
+  double score, norm;
+};
+
 template <class T>
-__device__ __forceinline__ double key_of(const DefinitionParams& d, const double* q, double square, const T* x, bool there) {
-  double sum = 0, norm = 0;
-  for (int64_t i = threadIdx.x % kLanes; there && i < d.rows.columns; i += kLanes) {
+__device__ __forceinline__ LaneSums lane_sums(const DefinitionParams& d, const double* q, const T* x) {
+  LaneSums sums{0, 0};
+  for (int64_t i = threadIdx.x % kLanes; i < d.rows.columns; i += kLanes) {
     const double value = double(widen(x[i]));
     if (d.metric == Metric::l2) {
       const double difference = __dsub_rn(q[i], value);
-      sum = __dadd_rn(sum, __dmul_rn(difference, difference));
+      sums.score = __dadd_rn(sums.score, __dmul_rn(difference, difference));
     } else {
-      sum = __dadd_rn(sum, __dmul_rn(q[i], value));
-      if (d.metric == Metric::cosine) norm = __dadd_rn(norm, __dmul_rn(value, value));
+      sums.score = __dadd_rn(sums.score, __dmul_rn(q[i], value));
+      if (d.metric == Metric::cosine) sums.norm = __dadd_rn(sums.norm, __dmul_rn(value, value));
     }
   }
-  sum = fixed_total(sum);
-  if (d.metric == Metric::l2) return -sum;
-  if (d.metric == Metric::ip) return sum;
-  return sum / __dmul_rn(sqrt(square), sqrt(fixed_total(norm)));
+  return sums;
+}
+
+// The key of a pair by eight threads of a warp, all of which get it; the others of the warp call it as well, `there` or
+// not.
+__device__ __forceinline__ double key_of(const DefinitionParams& d, Pair pair, bool there) {
+  LaneSums sums{0, 0};
+  if (there) {
+    const double* const q = d.wide + pair.query * d.wide_stride;
+    with_row(d.rows, pair.row, [&](const auto* x) { sums = lane_sums(d, q, x); });
+  }
+  const double score = fixed_total(sums.score);
+  if (d.metric == Metric::l2) return -score;
+  if (d.metric == Metric::ip) return score;
+  return score / __dmul_rn(sqrt(d.square[there ? pair.query : 0]), sqrt(fixed_total(sums.norm)));
 }
 
 // Keys of pairs by eight threads each: use(j, pair, key) by the first of them.
@@ -32,10 +47,8 @@ __device__ __forceinline__ void each_key(const DefinitionParams& d, int64_t coun
   const int64_t j = (int64_t(blockIdx.x) * kRowThreads + threadIdx.x) / kLanes;
   const bool there = j < count;
   const Pair pair = there ? pair_of(j) : Pair{0, 0};
-  with_row(d.rows, pair.row, [&](const auto* x) {
-    const double key = key_of(d, d.wide + pair.query * d.wide_stride, d.square[pair.query], x, there);
-    if (there && threadIdx.x % kLanes == 0) use(j, pair, key);
-  });
+  const double key = key_of(d, pair, there);
+  if (there && threadIdx.x % kLanes == 0) use(j, pair, key);
 }
 
 // Lists a pair that a scan score cannot decide.

@@ -114,8 +114,9 @@ __device__ __forceinline__ void encode_row(const EncodeParams& p, const T* x, in
   const double norm = __dmul_rn(sqrt(squared), 1 + 0x1p-22);
   const bool usable = squared == 0 || (norm > 0x1p-90 && norm < 0x1p90);
   float* const facts = p.facts + to * kFacts;
-  facts[0] = usable ? float(double(step) / scale) : 0;
-  facts[1] = usable ? float(__dmul_rn(double(residual) / scale, 1 + 0x1p-22)) : 0;
+  const double unscale = inverse_power(scale);
+  facts[0] = usable ? float(double(step) * unscale) : 0;
+  facts[1] = usable ? float(__dmul_rn(double(residual) * unscale, 1 + 0x1p-22)) : 0;
   facts[2] = usable ? float(__dmul_rn(norm, 1 + 0x1p-23)) : float(kInfinity);
 }
 

@@ -21,17 +21,12 @@ __global__ void __launch_bounds__(kListThreads) scan_keys(SettleParams p) {
   const int64_t i = blockIdx.x;
   const int32_t count = to_settle(p, i);
   Candidate* const list = p.lists.of(i);
-  const DefinitionParams& d = p.definition;
   constexpr int kTogether = kListThreads / kLanes;
   for (int32_t begin = 0; begin < count; begin += kTogether) {
     const int32_t j = begin + int32_t(threadIdx.x) / kLanes;
     const bool there = j < count;
-    const int64_t row = there ? list[j].row : 0;
-    with_row(d.rows, row, [&](const auto* x) {
-      const double key = key_of(d, d.wide + i * d.wide_stride, d.square[i], x, there);
-      if (there && threadIdx.x % kLanes == 0) list[j].as.key = key;
-    });
-    __syncwarp();
+    const double key = key_of(p.definition, {i, there ? list[j].row : 0}, there);
+    if (there && threadIdx.x % kLanes == 0) list[j].as.key = key;
   }
   if (threadIdx.x > 0 || count == 0) return;
   atomicAdd(p.settled, (unsigned long long)(count));

@@ -39,6 +39,14 @@ GF_HD inline double power_of_two(int exponent) {
   return value;
 }
 
+GF_HD inline double inverse_power(double power) {  // of 2^-1022 to 2^1022
+  uint64_t bits;
+  std::memcpy(&bits, &power, sizeof bits);
+  bits = (uint64_t(2046) << 52) - bits;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
 // Rounded down to float32, with more than the rounding of a limit's own arithmetic to spare.
 GF_HD inline float rounded_down(double value) { return float(value - std::fabs(value) * 0x1p-22 - 0x1p-100); }
 // Rounded up, as rounded_down.
