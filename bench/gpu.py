@@ -1,7 +1,7 @@
 """One command for a machine with a GPU: runs every CUDA test, times every op beside its peers, writes one JSON.
 
-python -m bench.gpu                        on the first GPU; writes bench/results/gpu.json
-python -m bench.gpu --engine simt --toy    the same on the emulator, to see that it runs to its end: its times say nothing
+python -m bench.gpu                       on the first GPU; writes bench/results/gpu.json
+python -m bench.gpu --engine simt --toy   on the emulator, to see that it runs to its end: its times say nothing
 """
 
 import argparse

@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY(graceful_fast, m) {
   m.def("flips(Tensor old, Tensor new, Tensor target, int topk) -> (Tensor outcome, Tensor status)");
 
   // loss: reduced, or of each row; statistics: RowStatistics of math/row_statistics.h, for the backward pass.
-  // new_column, old_column: the columns that are one class, ascending; null: the first columns of both. Choices:
-  // _ops.py.
+  // new_column, old_column: the columns that are one class, ascending; null: the first columns of both. CUDA also takes
+  // old_column alone: the old column of each new one, -1 where there is none. Choices: _ops.py.
   m.def(
       "distill_forward(Tensor new_logits, Tensor old_logits, Tensor target, Tensor? weight, Tensor? new_column, "
       "Tensor? old_column, int divergence, float margin, bool exclude_target, float temperature, int ignore_index, "

@@ -262,8 +262,8 @@ def softmax_block(
     offset: torch.Tensor | None,
     start: int,
 ) -> torch.Tensor:
-    """The op `influence` (csrc/cpu/influence.h), or the same in torch on other devices than the CPU."""
-    if logits.device.type == "cpu":
+    """The op `influence` (csrc/cpu/influence.h), or the same in torch on a device that has no ops."""
+    if logits.device.type == "cpu" or (logits.device.type == "cuda" and _ops.cuda):
         return _ops.influence(logits, statistics, local, factor, offset, start)
     return softmax_block_in_torch(logits, statistics, local, factor, offset, start)
 

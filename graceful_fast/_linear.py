@@ -91,9 +91,17 @@ class Teacher(NamedTuple):
     def block(self, columns: Columns, start: int, stop: int) -> tuple[torch.Tensor, Columns]:
         """Old logits that classes start..stop-1 need, and which columns of the block and of them are one class."""
         new, old = columns
-        if new is None or old is None:
+        if old is None:
             stop = min(stop, self.classes)
             return self._logits(slice(min(start, stop), stop)), columns
+        if new is None:  # the old column of every class
+            old = old[start:stop]
+            if self.logits is not None:
+                return self.logits, (None, old)
+            known = (old >= 0) & (old < self.classes)
+            own = torch.arange(stop - start, device=old.device)
+            own = own.where(known, torch.where(old == -1, -1, torch.iinfo(torch.int64).max))  # the latter: none, NaN
+            return self._logits(old.where(known, 0)), (None, own)
         first, last = torch.searchsorted(new, torch.tensor([start, stop], device=new.device)).tolist()
         new, old = new[first:last] - start, old[first:last]
         if self.logits is not None:
@@ -162,7 +170,7 @@ class LinearDistillation(torch.autograd.Function):
         uncopied = weight.dtype == dtype and (
             teacher.features is None
             or teacher.weight is None
-            or (columns[0] is None and teacher.weight.dtype == teacher.features.dtype)
+            or (columns[1] is None and teacher.weight.dtype == teacher.features.dtype)
         )
         rows_possible = any(needed) and scalar and uncopied and options.group is None
         order = choose_order(size, options.workspace_bytes, features.device.type, rows_possible)

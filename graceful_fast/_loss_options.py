@@ -80,6 +80,8 @@ def shared_columns(class_map: Any, classes: int, old_classes: int, device: torch
     check_class_map(class_map)
     if class_map.shape != (classes,):
         wrong_shape("class_map", f"({classes},)", class_map)
+    if device.type == "cuda":  # its entries cannot be looked at without waiting for them
+        return None, class_map.to(device, non_blocking=True).contiguous()
     class_map = class_map.to(device)
     new = (class_map >= 0).nonzero()[:, 0]
     old = class_map[new]

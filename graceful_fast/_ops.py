@@ -13,9 +13,11 @@ isa: str = _C.load(str(files(__package__).joinpath("graceful_fast_cpu.so")))
 """Name of the instruction set that the CPU kernels run with."""
 
 # Beside a torch without CUDA it does not load: it needs the CUDA stream of torch.
-_cuda = files(__package__).joinpath("graceful_fast_cuda.so")
-if torch.version.cuda and _cuda.is_file():
-    torch.ops.load_library(str(_cuda))
+_cuda_library = files(__package__).joinpath("graceful_fast_cuda.so")
+cuda: bool = bool(torch.version.cuda) and _cuda_library.is_file()
+"""Whether the ops take CUDA tensors."""
+if cuda:
+    torch.ops.load_library(str(_cuda_library))
 
 _ops = torch.ops.graceful_fast
 
@@ -67,7 +69,8 @@ class Total(NamedTuple):
 
 
 Columns = tuple[torch.Tensor | None, torch.Tensor | None]
-"""New and old columns that are one class, ascending in the first; None: the first columns of both."""
+"""New and old columns that are one class, ascending in the first; None: the first columns of both. On CUDA the first
+alone may be None: then the second has the old column of every new one, or -1, and nobody waited for their number."""
 
 
 def _loss_like(rows: torch.Tensor, n: int, wide: bool, reduction: int) -> torch.Tensor:

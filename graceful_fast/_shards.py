@@ -1,9 +1,10 @@
-"""A search over several devices in one process: each scans a share of the gallery, the best of all shares are the answer."""
+"""A search over several devices in one process: each scans a share of the gallery; the shares' best are merged."""
 
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def nearest_on(
 
     def scan(device: "torch.device") -> "dict[int, Found]":
         found = {}
-        for i, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (first, end) in enumerate(pairwise(bounds)):
             if devices[i] == device and first < end:
                 share = search._replace(queries=queries[device], first=first, end=end)
                 folder = None if checkpoint is None else Path(checkpoint, str(i))
@@ -81,7 +82,7 @@ def nearest_on(
 
 
 def merged(shares: "list[Found]", k: int, device: "torch.device") -> "Found":
-    """The k best of the shares' best; shares in the order of their rows, so that of equal keys the smaller row is first."""
+    """The k best of all; the shares are in the order of their rows, so that of equal keys the smaller row is first."""
     import torch
 
     keys, rows = (torch.cat([share[part].to(device) for share in shares], 1) for part in (0, 1))
@@ -101,12 +102,8 @@ class _Told:
 
     def __init__(self, progress: bool | Progress, bounds: list[int]) -> None:
         self.stop = Event()
-        self._tell, self._bounds, self._done, self._lock = (
-            progress_of(progress, "searched"),
-            bounds,
-            list(bounds[:-1]),
-            Lock(),
-        )
+        self._tell, self._lock = progress_of(progress, "searched"), Lock()
+        self._bounds, self._done = bounds, bounds[:-1]
 
     def share(self, i: int) -> Progress:
         def tell(done: int, total: int | None) -> None:

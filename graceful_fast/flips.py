@@ -237,10 +237,10 @@ def _check_range(labels: np.ndarray, models: dict[str, Any]) -> None:
 
 def _compiled(old: Any, new: Any, labels: np.ndarray, topk: int) -> np.ndarray | None:
     """What the op says of two score matrices; None where it is not to be had, or not worth importing torch for."""
-    on_cpu = all(isinstance(scores, np.ndarray) or scores.device.type == "cpu" for scores in (old, new))
+    devices = {"cpu" if isinstance(scores, np.ndarray) else str(scores.device) for scores in (old, new)}
     if (
         not len(labels)
-        or not on_cpu
+        or len(devices) > 1
         or ("torch" not in sys.modules and old.nbytes + new.nbytes < _WORTH_IMPORTING_TORCH)
     ):
         return None
@@ -248,10 +248,13 @@ def _compiled(old: Any, new: Any, labels: np.ndarray, topk: int) -> np.ndarray |
         from . import _ops
     except ImportError:  # no torch, or a source tree that was never built
         return None
+    device = devices.pop()
+    if device != "cpu" and not (device.startswith("cuda") and _ops.cuda):
+        return None
     tensors = [as_tensor(old, "old"), as_tensor(new, "new")]
     rows = [scores if scores.stride(1) == 1 else scores.contiguous() for scores in tensors]
-    outcome, _ = _ops.flips(rows[0], rows[1], as_tensor(labels, "target"), topk)
-    result: np.ndarray = outcome.numpy()
+    outcome, _ = _ops.flips(rows[0], rows[1], as_tensor(labels, "target").to(device), topk)
+    result: np.ndarray = outcome.cpu().numpy()
     return result
 
 

@@ -90,7 +90,8 @@ def focal_distillation_loss(
         exclude_target: For "ldi": the target's class adds 0 (the mean is still over all).
         class_map: (C,) int64, the old model's class for each new one, -1 for a class that it never knew; no old class
             twice. By default class c of either is the same class. Columns of the old head that no class has are left
-            out; of equal old logits the one of the smaller new class is the argmax.
+            out; of equal old logits the one of the smaller new class is the argmax. On CUDA nobody waits for its
+            entries to look at them: one outside -1..C_old-1 makes the loss NaN, one given twice counts twice.
         count: Divisor of the mean in place of the rows not ignored, a number or a () tensor: for accumulated gradients,
             and `global_count` where the rows of a batch are spread over ranks.
 
@@ -100,7 +101,7 @@ def focal_distillation_loss(
     Raises:
         TypeError: An argument of a wrong type or dtype.
         ValueError: A shape or an option that is not as above.
-        RuntimeError: A target outside 0..C-1 (CPU).
+        RuntimeError: A target outside 0..C-1 (CPU; on CUDA the row's loss and gradient are NaN).
 
     Source:
         Yan et al., Positive-Congruent Training, CVPR 2021, eq. 5-9; "ldi": Zhao et al., ELODI, 2022. The published code

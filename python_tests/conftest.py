@@ -2,10 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import engines
 import numpy as np
 import pytest
+
+
+@pytest.fixture(params=["cpu", "simt", "simt-random", "cuda"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What ops run on, each in turn; see engines.py."""
+    import engines
+
+    return engines.use(request.param, monkeypatch)
 
 
 @pytest.fixture
@@ -39,24 +47,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=engines.ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> engines.Engine:
-    """Each engine in turn; see engines.py."""
-    return engines.use(request.param, monkeypatch)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--engine", choices=[*engines.ENGINES], help="run only the tests that run on this engine")
+    parser.addoption("--engine", help="only the tests that run on this engine: cpu, simt, cuda")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if wanted := config.getoption("--engine"):
-        kept = [item for item in items if wanted in _engines_of(item)]
+        kept = [item for item in items if _engine_of(item).startswith(wanted)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
 
-def _engines_of(item: pytest.Item) -> list[object]:
-    """Of a test with a fixture of engines (`engine`, or one of some of them, as `gpu`), the one that it runs on."""
-    parameters = getattr(item, "callspec", None)
-    return [parameters.params.get(name) for name in ("engine", "gpu")] if parameters else []
+def _engine_of(item: pytest.Item) -> str:
+    """Of a test with the fixture `engine`, or one of some engines, as `gpu`: the one that it runs on; else nothing."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return str(parameters.get("engine", parameters.get("gpu", "")))

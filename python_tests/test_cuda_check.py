@@ -136,7 +136,7 @@ def test_occupancy_is_that_of_nvidias_own_header(tmp_path: Path) -> None:
             p.regsPerMultiprocessor = 65536; p.warpSize = 32; p.sharedMemPerBlock = 48 << 10;
             p.sharedMemPerMultiprocessor = {shared}; p.numSms = 100; p.sharedMemPerBlockOptin = {shared} - 1024;
             p.reservedSharedMemPerBlock = 1024;
-            const int cases[][3] = {{{",".join("{%d,%d,%d}" % case for case in cases)}}};
+            const int cases[][3] = {{{",".join(f"{{{r},{t},{s}}}" for r, t, s in cases)}}};
             for (auto& c : cases) {{
               cudaOccFuncAttributes a; a.maxThreadsPerBlock = 1024; a.numRegs = c[0]; a.sharedSizeBytes = 0;
               a.partitionedGCConfig = PARTITIONED_GC_OFF; a.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;

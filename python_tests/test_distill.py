@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 
+import engines
 import mpmath
 import pytest
 import torch
@@ -22,11 +23,16 @@ ULP = 2.0**-23
 GRADIENT_ERROR = {torch.float32: 2.0**-19, torch.float64: 1e-11, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 
 
+everywhere = pytest.mark.usefixtures("engine")  # on every engine of engines.py, not the CPU alone
+
+
 def value_and_gradient(loss, new, old, target, grad_output=None, **options):
-    leaf = new.detach().requires_grad_()
-    value = loss(leaf, old, target, **options)
-    value.backward(torch.ones_like(value) if grad_output is None else grad_output.to(value.dtype))
-    return value.detach(), leaf.grad
+    """On the engine in use."""
+    place = engines.current.place
+    leaf = place(new.detach()).requires_grad_()
+    value = loss(leaf, place(old), place(target), **{name: place(option) for name, option in options.items()})
+    value.backward(torch.ones_like(value) if grad_output is None else place(grad_output).to(value.dtype))
+    return value.detach().cpu(), leaf.grad.cpu()
 
 
 def assert_agrees(case, **more):
@@ -54,11 +60,13 @@ def assert_agrees(case, **more):
         assert ((gradient.double() - expected_gradient).abs() <= bound).all(), (gradient, expected_gradient)
 
 
+@everywhere
 @pytest.mark.parametrize("case", DISTILL_CASES, ids=str)
 def test_rows_and_gradients_agree_with_the_float64_reference(case):
     assert_agrees(case, reduction="none")
 
 
+@everywhere
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("case", DISTILL_CASES[::3], ids=str)
 def test_reduced_losses_agree_with_the_float64_reference(case, reduction):
@@ -104,11 +112,13 @@ def test_total_loss_of_many_classes_keeps_its_digits(temperature):
     assert abs(value - expected) <= 4 * ULP * abs(expected)
 
 
+@everywhere
 def test_constant_logits_sum_without_systematic_rounding():
     new, old = torch.full((2, 70_000), 1 / 3), torch.full((2, 70_000), 1 / 7)
     new[:, 5], target = 0.4, torch.tensor([5, 6])
-    value = gf.focal_distillation_loss(new, old, target, temperature=1.0, reduction="none")
-    expected = reference.focal_distillation_loss(new.double(), old.double(), target, temperature=1.0, reduction="none")
+    options = {"temperature": 1.0, "reduction": "none"}
+    value, _ = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    expected = reference.focal_distillation_loss(new.double(), old.double(), target, **options)
     assert ((value - expected).abs() <= 4 * ULP * expected).all()
 
 
@@ -167,6 +177,7 @@ def test_no_input_is_written_and_the_graph_can_be_used_again():
     assert all(torch.equal(a, b) for a, b in zip((leaf, old, target), copies, strict=True))
 
 
+@everywhere
 def test_each_row_gets_its_own_incoming_gradient():
     new, old, target = logits(6, 40)
     incoming = torch.tensor([0.0, 1.0, -2.0, 0.5, 100.0, 1e-3])
@@ -204,6 +215,7 @@ def test_rows_past_the_last_one_and_columns_between_rows_are_not_written():
     assert (buffer[:, 36:] == 7).all()
 
 
+@everywhere
 @pytest.mark.parametrize("case", ["no_rows", "all_rows_ignored"])
 def test_nothing_to_count_gives_loss_0_and_no_gradient(case):
     new, old, target = next(c for c in DISTILL_CASES if c.name == case).make()
@@ -213,6 +225,7 @@ def test_nothing_to_count_gives_loss_0_and_no_gradient(case):
     assert (gradient == 0).all()
 
 
+@everywhere
 def test_a_new_minus_infinity_under_old_mass_is_an_infinite_loss_with_a_finite_gradient():
     new, old, target = logits(2, 10)
     new[0, 3], target[:] = -torch.inf, 1
@@ -225,6 +238,7 @@ def test_a_new_minus_infinity_under_old_mass_is_an_infinite_loss_with_a_finite_g
         assert torch.isfinite(gradient).all()
 
 
+@everywhere
 @pytest.mark.parametrize("divergence", ["kl", "logits"])
 def test_an_old_row_of_minus_infinity_only_has_no_divergence(divergence):
     new, old, target = logits(2, 10)
@@ -236,12 +250,15 @@ def test_an_old_row_of_minus_infinity_only_has_no_divergence(divergence):
     assert torch.isfinite(gradient).all()
 
 
+@everywhere
 @pytest.mark.parametrize("which", ["new", "old"])
 def test_nan_logits_make_a_nan_loss(which):
     new, old, target = logits(3, 40)
     (new if which == "new" else old)[1, 17] = torch.nan
     for temperature in (1.0, 100.0):
-        rows = gf.focal_distillation_loss(new, old, target, temperature=temperature, focus="all", reduction="none")
+        rows, _ = value_and_gradient(
+            gf.focal_distillation_loss, new, old, target, temperature=temperature, focus="all", reduction="none"
+        )
         assert rows.isnan().tolist() == [False, True, False]
 
 
@@ -374,6 +391,7 @@ def test_the_module_is_the_function_with_its_options():
         gf.FocalDistillationLoss(temperature=-1.0)
 
 
+@everywhere
 def test_bfloat16_and_float16_gradients_are_rounded_once():
     for dtype in (torch.bfloat16, torch.float16):
         new, old, target = logits(4, 1500, dtype=dtype)
@@ -417,6 +435,7 @@ def test_a_large_gradient_of_another_size_is_right() -> None:
 # --- mixed precision, infinite rows, extreme temperatures -------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("focus", ["old_correct", "negative_flip"])
 def test_float64_old_logits_are_not_rounded_to_the_new_ones_type(dtype: torch.dtype, focus: str) -> None:
@@ -435,6 +454,7 @@ def test_float64_old_logits_are_not_rounded_to_the_new_ones_type(dtype: torch.dt
     assert ((gradient.double() - exact).abs() <= bound).all()
 
 
+@everywhere
 @pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
 def test_an_impossible_target_is_infinite_with_label_smoothing_too(label_smoothing: float) -> None:
     new = torch.tensor([[0.0, -math.inf, 1.0], [0.0, 1.0, 2.0]])
@@ -447,6 +467,7 @@ def test_an_impossible_target_is_infinite_with_label_smoothing_too(label_smoothi
     assert torch.isfinite(gradient).all()
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [1e8, 1e10, 1e12, 1e14, 1e20, 1e39, 1e300])
 def test_the_divergence_reaches_its_limit_and_stays_there(dtype: torch.dtype, temperature: float) -> None:
@@ -463,6 +484,7 @@ def test_the_divergence_reaches_its_limit_and_stays_there(dtype: torch.dtype, te
     assert ((gradient - centred / 5000).abs() <= 1e-6 * centred.abs().max() / 5000).all()
 
 
+@everywhere
 @pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-42, 1e-300])
 def test_the_divergence_vanishes_with_the_temperature(temperature: float) -> None:
     new, old, target = logits(3, 40)
@@ -481,6 +503,7 @@ def test_forward_mode_is_a_clear_error() -> None:
         gf.focal_distillation_loss(forward_ad.make_dual(new, new), old, target)
 
 
+@everywhere
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_nearly_equal_logits_keep_their_digits_however_large_they_are(offset: float) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -584,6 +607,7 @@ def test_bad_counts_maps_and_margins_raise_an_error_that_names_them(options, err
         gf.focal_distillation_loss(NEW, OLD, TARGET, **options)
 
 
+@everywhere
 @pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
 def test_a_class_map_without_a_shared_class_leaves_the_cross_entropy(divergence):
     new, old, target = logits(6, 1500, 30)
@@ -596,6 +620,7 @@ def test_a_class_map_without_a_shared_class_leaves_the_cross_entropy(divergence)
     assert ((gradient - exact).abs() <= 2.0**-19 * exact.abs().amax(1, keepdim=True)).all()
 
 
+@everywhere
 @pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
 @pytest.mark.parametrize("classes", [9, 1023, 2500])
 def test_the_identity_as_class_map_gives_the_bits_of_none(divergence, classes):
@@ -609,6 +634,7 @@ def test_the_identity_as_class_map_gives_the_bits_of_none(divergence, classes):
     assert torch.equal(mapped[1], plain[1])
 
 
+@everywhere
 @pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
 @pytest.mark.parametrize("focus", ["old_correct", "negative_flip"])
 def test_a_permuted_class_map_is_the_old_logits_permuted(divergence, focus):
@@ -623,6 +649,7 @@ def test_a_permuted_class_map_is_the_old_logits_permuted(divergence, focus):
     assert torch.equal(mapped[1], plain[1])
 
 
+@everywhere
 def test_an_ensemble_of_old_models_is_inhibited_towards_its_mean():
     new, _, target = logits(6, 50)
     members = torch.stack([logits(6, 50, seed=seed)[1] for seed in range(1, 5)])
@@ -662,6 +689,7 @@ def test_a_repeat_has_the_same_bits(dtype):
         assert torch.equal(first[1], again[1])
 
 
+@everywhere
 @pytest.mark.parametrize("classes", [1, 33, 1025])
 @pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
 def test_the_first_and_the_last_class_as_target(classes, divergence):
@@ -673,6 +701,7 @@ def test_the_first_and_the_last_class_as_target(classes, divergence):
         assert_agrees(DistillCase("edges", lambda: (new, old, target), options), reduction="none")
 
 
+@everywhere
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.3, 0.9])
 def test_temperatures_below_1_agree_with_the_float64_reference(temperature):
     for step in (0.1, 1.0):
@@ -713,6 +742,7 @@ def test_more_than_2_to_the_31_logits_are_addressed_in_64_bits():
     assert ((gradient[some].double() - exact).abs() <= bound).all()
 
 
+@everywhere
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 100.0])
 def test_an_infinite_divergence_stays_infinite_where_later_classes_have_all_the_old_mass(temperature):
     new, old = torch.zeros(2, 3000), torch.zeros(2, 3000)
@@ -724,6 +754,7 @@ def test_an_infinite_divergence_stays_infinite_where_later_classes_have_all_the_
     assert torch.isfinite(gradient).all()
 
 
+@everywhere
 def test_an_excluded_target_without_an_old_logit_is_not_among_the_compared_classes():
     new, old, target = logits(4, 40)
     old[torch.arange(3), target[:3]] = -math.inf
@@ -735,6 +766,7 @@ def test_an_excluded_target_without_an_old_logit_is_not_among_the_compared_class
 # --- rows without new mass, options of a wrong type -------------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("temperature", [1.0, 100.0])
 def test_shared_classes_that_are_all_impossible_give_an_infinite_loss_and_a_finite_gradient(temperature):
     new = torch.tensor([[-math.inf, -math.inf, 1.0]])

@@ -5,6 +5,7 @@ import sys
 from functools import cache
 from typing import Any
 
+import engines
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import graceful_fast as gf
 from graceful_fast import flips as flips_module
 from graceful_fast import reference
+from graceful_fast._arrays import as_tensor
 
 CASES = list(flip_cases())
 NAN = float("nan")
@@ -46,14 +48,17 @@ def observed(counts: gf.FlipCounts) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("engine", ["compiled", "numpy", "torch"])
+@pytest.mark.parametrize("way", ["compiled", "numpy", "torch", "simt", "simt-random", "cuda"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_counts_are_those_of_a_sort(case: FlipCase, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_those_of_a_sort(case: FlipCase, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     old: Any = case.old
     new: Any = case.new
-    if engine != "compiled":
+    if way in ("numpy", "torch"):
         monkeypatch.setattr(flips_module, "_compiled", lambda *_: None)
-    if engine == "torch":
+    elif way != "compiled":
+        engine = engines.use(way, monkeypatch)
+        old, new = (engine.place(as_tensor(scores, "scores")) for scores in (old, new))
+    if way == "torch":
         old, new = (torch.from_numpy(np.array(s, dtype=s.dtype.newbyteorder("="), order="C")) for s in (old, new))
     for topk in {1, min(2, case.old.shape[1], case.new.shape[1]), min(case.old.shape[1], case.new.shape[1])}:
         assert observed(gf.count_flips(old, new, case.target, topk=topk)) == expected_of(case.name, topk)

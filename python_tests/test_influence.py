@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import engines
 import pytest
 import torch
 
@@ -22,11 +23,16 @@ def head(rows=6, classes=37, width=12, extra=0, dtype=torch.float32, seed=0):
     return features, weight, bias, torch.randint(0, classes, (rows,), generator=generator)
 
 
+everywhere = pytest.mark.usefixtures("engine")  # on every engine of engines.py, not the CPU alone
+
+
 def value_and_gradient(loss, features, weight, target, grad_output=None, **options):
-    leaf = features.detach().requires_grad_()
-    value = loss(leaf, weight, target, **options)
-    value.backward(torch.ones_like(value) if grad_output is None else grad_output.to(value.dtype))
-    return value.detach(), leaf.grad
+    """On the engine in use."""
+    place = engines.current.place
+    leaf = place(features.detach()).requires_grad_()
+    value = loss(leaf, place(weight), place(target), **{name: place(option) for name, option in options.items()})
+    value.backward(torch.ones_like(value) if grad_output is None else place(grad_output).to(value.dtype))
+    return value.detach().cpu(), leaf.grad.cpu()
 
 
 def assert_agrees(features, weight, target, tolerance=2e-6, workspace_bytes=WHOLE, **options):
@@ -47,6 +53,7 @@ def assert_agrees(features, weight, target, tolerance=2e-6, workspace_bytes=WHOL
         assert ((gradient - expected_gradient).abs() <= 2 * loosest * (expected_gradient.abs().max() + 1e-6)).all()
 
 
+@everywhere
 @pytest.mark.parametrize("workspace_bytes", [TINY, 1000, WHOLE])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("normalize", [False, True])
@@ -65,6 +72,7 @@ def test_values_and_gradients_agree_with_the_float64_reference(workspace_bytes, 
         )
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("old_dtype", [torch.float32, torch.bfloat16])
 def test_every_dtype_of_features_and_head(dtype, old_dtype):
@@ -80,6 +88,7 @@ def test_wider_features_use_the_first_columns_and_the_rest_gets_no_gradient(norm
     assert (gradient[:, 12:] == 0).all()
 
 
+@everywhere
 def test_confident_rows_keep_their_digits():
     features, weight = torch.eye(4) * torch.tensor([12.0, 16.0, 25.0, 40.0]), torch.eye(4)
     for workspace_bytes in (TINY, WHOLE):
@@ -94,6 +103,7 @@ def test_confident_rows_keep_their_digits():
             assert torch.allclose(gradient.double(), expected_gradient, rtol=1e-5, atol=1e-16)
 
 
+@everywhere
 @pytest.mark.parametrize("rows", [0, 4])
 def test_nothing_to_count_gives_loss_0_and_no_gradient(rows):
     features, weight, _, _ = head(rows=rows)
@@ -274,6 +284,7 @@ def test_a_masked_target_is_infinite_with_label_smoothing_too() -> None:
         assert not loss[1].isnan()
 
 
+@everywhere
 def test_every_class_masked_but_one_leaves_its_neighbours_right() -> None:
     features, weight, bias, target = head()
     target[:3] = torch.tensor([5, 20, 36])
@@ -291,6 +302,7 @@ def test_every_class_masked_but_one_leaves_its_neighbours_right() -> None:
 # --- hostile logits ---------------------------------------------------------------------------------------------------
 
 
+@everywhere
 def test_targets_at_the_edges_of_blocks() -> None:
     features, weight, _, _ = head(rows=8)
     target = torch.tensor([0, 6, 7, 8, 13, 14, 35, 36])
@@ -298,6 +310,7 @@ def test_targets_at_the_edges_of_blocks() -> None:
         assert_agrees(features, weight, target, workspace_bytes=classes * 8 * 4, reduction="none")
 
 
+@everywhere
 @pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 31, 33, 255, 256, 257, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_length_of_a_row(classes, dtype) -> None:
@@ -306,6 +319,7 @@ def test_every_length_of_a_row(classes, dtype) -> None:
         assert_agrees(features, weight, target, reduction="none", **options)
 
 
+@everywhere
 def test_huge_logits_stay_right() -> None:
     features, weight = torch.eye(3) * 2.0**20, torch.eye(3) * torch.tensor([16.0, 16.0, -16.0])
     for target in (torch.tensor([0, 0, 0]), torch.tensor([1, 1, 2])):
@@ -482,24 +496,28 @@ def block(rows=5, classes=300, dtype=torch.float32, first_class=40):
     return logits, statistics, target, factor, bias, first_class
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("given", [(True, True), (True, False), (False, True), (False, False)])
-def test_the_op_and_its_torch_form_agree_with_float64(dtype, given) -> None:
-    logits, statistics, target, factor, bias, first = block(dtype=dtype)
+@pytest.mark.parametrize("classes", [300, 4097])
+def test_the_op_and_its_torch_form_agree_with_float64(dtype, given, classes) -> None:
+    logits, statistics, target, factor, bias, first = block(classes=classes, dtype=dtype)
     factor, bias = (tensor if used else None for tensor, used in zip((factor, bias), given, strict=True))
     wide = [None if t is None else t.double() for t in (logits, factor, bias)]
     expected = wide[0].clone(), statistics.clone()
     expected_shrink = _influence.softmax_block_in_torch(*expected, target, *wide[1:], first)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    place = engines.current.place
     for run in (_influence.softmax_block, _influence.softmax_block_in_torch):
-        ours, row = logits.clone(), statistics.clone()
-        shrink = run(ours, row, target, factor, bias, first)
+        ours, row = place(logits.clone()), place(statistics.clone())
+        shrink = run(ours, row, place(target), place(factor), place(bias), first).cpu()
+        ours, row = ours.cpu(), row.cpu()
         assert torch.allclose(ours.double(), expected[0], rtol=tolerance, atol=1e-30)
         assert torch.allclose(row, expected[1], rtol=tolerance)
         assert torch.allclose(shrink.double(), expected_shrink, rtol=tolerance)
         assert ours[1, 0] == 0
-        assert ours[2, 150] == 0
-        assert ours[3, 299] == 0
+        assert ours[2, classes // 2] == 0
+        assert ours[3, classes - 1] == 0
 
 
 def test_the_op_has_the_same_bits_for_any_number_of_threads() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import engines
 import pytest
 import torch
 from cases import TEMPERATURES, spread_map
@@ -97,12 +98,19 @@ def gradients_of(value, tensors, incoming):
     return value.detach(), [None if x is None else x.grad for x in tensors]
 
 
+everywhere = pytest.mark.usefixtures("engine")  # on every engine of engines.py, not the CPU alone
+
+
 def ours(p, kind="head_and_bias", order=None, incoming=None, needed=ALL, **options):
+    """On the engine in use."""
+    place = engines.current.place
+    p, options = Problem(*map(place, p)), {name: place(option) for name, option in options.items()}
     features, weight, bias = tensors = leaves(p, needed)
     with forced(order) as chosen:
         value = gf.linear_focal_distillation_loss(features, weight, p.target, bias=bias, **p.teacher(kind), **options)
     assert chosen is None or chosen.called
-    return gradients_of(value, tensors, incoming)
+    value, gradients = gradients_of(value, tensors, place(incoming))
+    return value.cpu(), [None if x is None else x.cpu() for x in gradients]
 
 
 def theirs(p, kind="head_and_bias", incoming=None, **options):
@@ -145,6 +153,7 @@ def assert_agrees(p, kind="head_and_bias", order=None, incoming=None, tolerance=
 # --- agreement with the reference -------------------------------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_values_and_gradients_agree_with_the_reference_of_the_logits(order, kind):
@@ -153,6 +162,7 @@ def test_values_and_gradients_agree_with_the_reference_of_the_logits(order, kind
         assert_agrees(problem()._replace(bias=None), kind, order, reduction=reduction, temperature=3.0)
 
 
+@everywhere
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize("length", [1, 7, 30, CLASSES])
 def test_rows_agree_each_with_its_own_incoming_gradient(length, kind):
@@ -161,6 +171,7 @@ def test_rows_agree_each_with_its_own_incoming_gradient(length, kind):
         assert_agrees(problem(), kind, Order("classes", length), incoming, reduction="none", divergence=divergence)
 
 
+@everywhere
 @pytest.mark.parametrize("order", BOTH, ids=str)
 @pytest.mark.parametrize(
     "options",
@@ -219,6 +230,7 @@ def test_old_logits_without_a_column(order):
     assert torch.allclose(ours(nothing, "logits", order)[0], ours(p, order=order, distillation_weight=0.0)[0])
 
 
+@everywhere
 @pytest.mark.parametrize("order", [*BOTH, Order("classes", 1)], ids=str)
 @pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
 @pytest.mark.parametrize(("old_classes", "shared"), [(37, 37), (20, 13), (50, 30), (5, 1), (5, 0)])
@@ -253,6 +265,7 @@ def test_no_counted_row_gives_loss_0_and_gradients_of_0(kind, order):
     assert rows.shape == (0,)
 
 
+@everywhere
 @pytest.mark.parametrize("order", ORDERS[1::2], ids=str)
 @pytest.mark.parametrize("offset", [2.0**10, -(2.0**14)])
 def test_logits_of_a_large_offset(order, offset):
@@ -280,6 +293,7 @@ def test_classes_masked_by_a_bias_of_minus_infinity(divergence, order):
     assert (bias[masked] == 0).all()
 
 
+@everywhere
 @pytest.mark.parametrize("order", BOTH, ids=str)
 def test_an_infinite_divergence_has_finite_gradients(order):
     p = problem()
@@ -319,6 +333,7 @@ def rounded(p, dtype, weight_dtype, old_dtype=torch.float32):
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_every_dtype_of_features_and_weight(dtype, weight_dtype):

@@ -19,7 +19,9 @@ import graceful_fast as gf
 from graceful_fast import _ops, reference, search
 
 METRICS = ("cosine", "ip", "l2")
-SCANS = itertools.cycle(["int8", "float16", "float16", "int8"])  # in turn, so that every metric and many a case see both
+SCANS = itertools.cycle(
+    ["int8", "float16", "float16", "int8"]
+)  # in turn, so that every metric and many a case see both
 RUNS = [(case, metric, next(SCANS)) for case in SCAN_CASES for metric in case.metrics]
 BUILDS = [pytest.param(*run, id=f"{run[0].name}-{run[1]}-{run[2]}") for run in RUNS]
 
@@ -314,9 +316,7 @@ def test_kernels_move_the_bytes_that_their_heads_say(scan: str, monkeypatch: pyt
         (rows * dim * 4, rows * 8, 0),
     ]
     # Each of the 16 threads of a row reads its squared norm.
-    assert found["scan_encode"] == [
-        (n * (readings * dim * 4 + 16 * 8), n * (stride + 12), 0) for n in (queries, rows)
-    ]
+    assert found["scan_encode"] == [(n * (readings * dim * 4 + 16 * 8), n * (stride + 12), 0) for n in (queries, rows)]
     tiles = [(min(128, queries - a), min(128, rows - b)) for a in range(0, queries, 128) for b in range(0, rows, 128)]
     # A limit: by two threads of each tile, then by the 128 that take a query's scores.
     of_tiles = sum((some + others) * (stride + 16) + some * 4 * (2 + 128) for some, others in tiles)

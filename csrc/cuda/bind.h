@@ -1,6 +1,7 @@
-// What the CUDA bindings share: an op's device, stream and tensors. On the emulator (GF_SIMT) tensors are CPU tensors whose
-// storage plays device memory: each one that an op hands to its kernels is registered by name for the life of the op, and
-// kernels may touch nothing else. Kernels' headers are for launchers only; a launcher takes the stream as a void*.
+// What the CUDA bindings share: an op's device, stream and tensors. On the emulator (GF_SIMT) tensors are CPU tensors
+// whose storage plays device memory: each one that an op hands to its kernels is registered by name for the life of the
+// op, and kernels may touch nothing else. Kernels' headers are for launchers only; a launcher takes the stream as a
+// void*.
 #pragma once
 #include <cstdint>
 
@@ -18,11 +19,12 @@
 
 namespace graceful_fast {
 
-// One call of an op: `const Op op("flips", target);` first thing in a binding. The device of `on` is the current one while
-// it lives; its current stream is the op's. Outputs come from torch's caching allocator.
+// One call of an op: `const Op op("flips", target);` first thing in a binding. The device of `on` is the current one
+// while it lives; its current stream is the op's. Outputs come from torch's caching allocator.
 class Op {
  public:
-  Op(const char* name, const Tensor& on) : name_(name), type_(device_type(on)), device_(on.get_device_index()), guard_(on) {
+  Op(const char* name, const Tensor& on)
+      : name_(name), type_(device_type(on)), device_(on.get_device_index()), guard_(on) {
 #ifndef GF_SIMT
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
 #endif

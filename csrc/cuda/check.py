@@ -1,9 +1,10 @@
 """`make cuda-check`: what nvcc makes of the kernels, against limits.json beside this file. It needs no GPU.
 
-Compiles every csrc/cuda/*.cu for each architecture, prints ptxas' report of every kernel as it is, and fails on: a stack
-or spills; more registers or fewer blocks per multiprocessor than the limits say; an instruction that the limits ask for
-and the machine code lacks; a kernel without limits, limits without a kernel. What was compiled before is remembered under
-build/cuda-check by the contents of all that went into it. All of this is instruction mix and occupancy, no time.
+Compiles every csrc/cuda/*.cu for each architecture, prints ptxas' report of every kernel as it is, and fails on: a
+stack or spills; more registers or fewer blocks per multiprocessor than the limits say; an instruction that the limits
+ask for and the machine code lacks; a kernel without limits, limits without a kernel. What was compiled before is
+remembered under build/cuda-check by the contents of all that went into it. All of this is instruction mix and
+occupancy: it says nothing of time.
 
 Of each kernel the limits hold `shared_bytes` (of dynamic shared memory at most, written by hand), `instructions` (that
 every architecture's code must have) and for each architecture `registers` and `blocks_per_sm`. `--update` writes
@@ -66,7 +67,7 @@ class Compiled:
 
 
 def blocks_per_sm(architecture: str, registers: int, threads: int, shared_bytes: int) -> int:
-    """How many blocks a multiprocessor holds at once: the rules of cuda_occupancy.h for compute capability 8.0 to 10.0."""
+    """How many blocks a multiprocessor holds at once: the rules of cuda_occupancy.h for these architectures."""
     warps = -(-threads // 32)
     registers_of_warp = -(-registers * 32 // 256) * 256
     by_registers = 65536 // 4 // registers_of_warp * 4 // warps  # warps lie in four partitions

@@ -44,12 +44,16 @@ class Call {
     check_batch(logits.new_logits, logits.old_logits, n);
     const int64_t columns = logits.new_logits.columns;
     logits.shared = std::min(columns, logits.old_logits.columns);
-    if (new_column) {
+    if (old_column && !new_column) {
+      GF_CHECK(old_column->numel() == columns, "distill", "old_column: expected ", columns, " as new_logits, got ",
+               old_column->numel());
+      check_integers(*old_column, "old_column");
+      logits.old_column = op.input<int64_t>(*old_column, "old_column");
+    } else if (new_column) {
       columns_ = op.empty({columns}, ScalarType::Long);
       auto* const dense = op.output<int64_t>(*columns_, "columns");
-      launch_distill_columns(op.input<int64_t>(*new_column, "new_column"),
-                             op.input<int64_t>(*old_column, "old_column"), new_column->numel(), columns, dense,
-                             op.stream());
+      launch_distill_columns(op.input<int64_t>(*new_column, "new_column"), op.input<int64_t>(*old_column, "old_column"),
+                             new_column->numel(), columns, dense, op.stream());
       logits.old_column = dense;
     }
     return logits;
@@ -58,7 +62,7 @@ class Call {
   // Parts of a row of these logits: as many tiles each, so many that enough warps are at work.
   int64_t splits(const DistillLogits& logits) const {
     const int64_t tile = distill_tile(logits), tiles = (logits.new_logits.columns + tile - 1) / tile;
-    return std::clamp<int64_t>((kDistillWarps + n - 1) / std::max<int64_t>(1, n), 1, std::max<int64_t>(1, tiles));
+    return std::clamp<int64_t>((distill_warps + n - 1) / std::max<int64_t>(1, n), 1, std::max<int64_t>(1, tiles));
   }
   // The parts of all splits, in a workspace.
   DistillMerge accumulate(const DistillLogits& logits, bool with_total) {
@@ -147,8 +151,7 @@ Tensor accumulate(const Optional& parts, const Tensor& new_logits, const Tensor&
 
 DistillMerge merge_of(const Op& op, const Tensor& parts, int64_t shards, int64_t n, double temperature) {
   check_rows(parts, "parts", shards * n, kRowPart);
-  return {op.input<double>(parts, "parts"), shards, n, nullptr,
-          within_range(temperature)};
+  return {op.input<double>(parts, "parts"), shards, n, nullptr, within_range(temperature)};
 }
 
 // (shards, n, kRowPart) -> (n, kRowPart)

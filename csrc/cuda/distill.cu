@@ -78,8 +78,8 @@ void launch_distill_backward(const DistillBackward& p, void* stream) {
 
 void launch_distill_columns(const int64_t* new_column, const int64_t* old_column, int64_t pairs, int64_t columns,
                             int64_t* out, void* stream) {
-  simt::launch("distill_columns", distill_columns, dim3(blocks(columns, kFinishThreads)), dim3(kFinishThreads), 0, stream,
-               new_column, old_column, pairs, columns, out);
+  simt::launch("distill_columns", distill_columns, dim3(blocks(columns, kFinishThreads)), dim3(kFinishThreads), 0,
+               stream, new_column, old_column, pairs, columns, out);
 }
 
 }  // namespace graceful_fast

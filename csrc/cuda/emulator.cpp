@@ -1,14 +1,17 @@
 // What the tests ask of the emulator, by ctypes (python_tests/engines.py).
-#include "simt/control.h"
-
 #include <cstring>
 
-extern "C" __attribute__((visibility("default"))) void graceful_fast_simt_schedule(int order, uint64_t seed) {
-  simt::set_schedule(simt::Order(order), seed);
-}
+#include "kernels/distill.h"
+#include "simt/control.h"
+
+#define GF_EXPORT extern "C" __attribute__((visibility("default")))
+
+GF_EXPORT void graceful_fast_simt_schedule(int order, uint64_t seed) { simt::set_schedule(simt::Order(order), seed); }
+
+GF_EXPORT void graceful_fast_simt_distill_warps(int64_t warps) { graceful_fast::distill_warps = warps; }
 
 // "kernel read written atomic" of the launches since the last call, a line each: bytes. Cut to `room` bytes.
-extern "C" __attribute__((visibility("default"))) void graceful_fast_simt_counts(char* text, size_t room) {
+GF_EXPORT void graceful_fast_simt_counts(char* text, size_t room) {
   std::string lines;
   for (const simt::Counts& c : simt::take_counts()) {
     lines += c.kernel + ' ' + std::to_string(c.read) + ' ' + std::to_string(c.written) + ' ' + std::to_string(c.atomic);

@@ -24,13 +24,8 @@ std::tuple<Tensor, Tensor> flips(const Tensor& old_scores, const Tensor& new_sco
   }
   Tensor outcome = op.empty({n}, ScalarType::Byte), status = op.empty({1}, ScalarType::Long);
   torch::stable::fill_(status, -1);
-  FlipsParams params{{},
-                     op.input<int64_t>(target, "target"),
-                     std::max(models[0].columns, models[1].columns),
-                     topk,
-                     0,
-                     op.output<uint8_t>(outcome, "outcome"),
-                     op.update<unsigned long long>(status, "status")};
+  FlipsParams params{{}, op.input<int64_t>(target, "target"),    std::max(models[0].columns, models[1].columns), topk,
+                     0,  op.output<uint8_t>(outcome, "outcome"), op.update<unsigned long long>(status, "status")};
   for (params.bit = 0; params.bit < 2; ++params.bit) {
     params.scores = models[params.bit];
     launch_flips(params, op.stream());

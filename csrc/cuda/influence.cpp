@@ -31,11 +31,11 @@ Tensor influence(const Tensor& logits, const Tensor& statistics, const Tensor& t
       target.dim() == 1 && target.size(0) == n && target.scalar_type() == ScalarType::Long && target.is_contiguous(),
       "influence", "target: expected a contiguous int64 vector of ", n);
   const Tensor shrink = op.empty({n, 1}, logits.scalar_type());
-  launch_influence({const_cast<void*>(block.data), n, block.columns, block.type,
-                    of_each_class(op, factor, "factor", logits), of_each_class(op, bias, "bias", logits),
-                    op.input<int64_t>(target, "target"), first_class, op.update<double>(statistics, "statistics"),
-                    op.output<void>(shrink, "shrink")},
-                   op.stream());
+  launch_influence(
+      {const_cast<void*>(block.data), n, block.columns, block.type, of_each_class(op, factor, "factor", logits),
+       of_each_class(op, bias, "bias", logits), op.input<int64_t>(target, "target"), first_class,
+       op.update<double>(statistics, "statistics"), op.output<void>(shrink, "shrink")},
+      op.stream());
   return shrink;
 }
 

@@ -1,10 +1,10 @@
 // distill backward: the gradient of rows from their logits and their statistics, the incoming gradient folded in.
 //
 // A block takes 4,096 classes of a row, 8 neighbours a thread at a time; its first thread makes the row's factors. The
-// target's element is float64: there the softmax minus 1 cancels. Each element is read and written by one thread, so the
-// gradient may take the place of the new logits.
-//   bytes = both logits + gradient (the gradient alone for a row without one) + per block: 8 (target), sizeof(RowStatistics),
-//   the incoming gradient, the target's two logits
+// target's element is float64: there the softmax minus 1 cancels. Each element is read and written by one thread, so
+// the gradient may take the place of the new logits.
+//   bytes = both logits + gradient (the gradient alone for a row without one) + per block: 8 (target),
+//   sizeof(RowStatistics), the incoming gradient, the target's two logits
 #pragma once
 #include "kernels/distill_row.cuh"
 
@@ -12,7 +12,7 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kBackwardThreads = 128;
-constexpr int kBackwardBlocks = 4;  // on a processor, at least: 128 registers a thread
+constexpr int kBackwardBlocks = 4;                     // on a processor, at least: 128 registers a thread
 constexpr int kChunk = 4 * kBackwardThreads * kGroup;  // classes a block: they pay for the factors
 
 // What the gradient of one row is made of: e * exp(s - new_max) - smooth + [target] + the divergence's part.
@@ -65,7 +65,8 @@ __device__ S kl_part(S s, S t, const Frames<S>& frames, S near, S v, S k, S z) {
 }
 
 template <class New, class Old, class S, bool kl>
-__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks) distill_backward(DistillBackward p, int64_t chunks) {
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
+    distill_backward(DistillBackward p, int64_t chunks) {
   using In = decltype(widen(New{}));
   simt::Smem smem;
   Factors* const shared = smem.take<Factors>(1);

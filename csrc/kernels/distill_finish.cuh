@@ -1,10 +1,10 @@
-// distill, between the passes: parts of rows -> parts of whole rows -> losses and statistics -> one loss. Numbers are few
-// and float64; the order of every sum is fixed.
+// distill, between the passes: parts of rows -> parts of whole rows -> losses and statistics -> one loss. Numbers are
+// few and float64; the order of every sum is fixed.
 //
-// A warp takes a row: each lane merges an equal run of shards, one after the other, then lanes merge in a tree. The last
-// kernel is one block over the rows' losses.
-//   bytes = parts in + per row: 8 (target), 8 (weight, if given), sizeof(RowStatistics) and 8 out, and 16 in and out (the
-//   mean's divisor goes into the statistics)
+// A warp takes a row: each lane merges an equal run of shards, one after the other, then lanes merge in a tree. The
+// last kernel is one block over the rows' losses.
+//   bytes = parts in + per row: 8 (target), 8 (weight, if given), sizeof(RowStatistics) and 8 out, and 16 in and out
+//   (the mean's divisor goes into the statistics)
 #pragma once
 #include "kernels/distill.h"
 #include "kernels/reduce.cuh"
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kReduceThreads) distill_reduce(DistillFinish p
 }
 
 // A thread for each new column: it looks for itself among those that have an old one.
-__global__ void __launch_bounds__(kFinishThreads)
-    distill_columns(const int64_t* new_column, const int64_t* old_column, int64_t pairs, int64_t columns, int64_t* out) {
+__global__ void __launch_bounds__(kFinishThreads) distill_columns(const int64_t* new_column, const int64_t* old_column,
+                                                                  int64_t pairs, int64_t columns, int64_t* out) {
   const int64_t j = int64_t(blockIdx.x) * kFinishThreads + threadIdx.x;
   if (j >= columns) return;
   int64_t begin = 0, end = pairs;  // the first pair of this column or a later one is in begin..end

@@ -1,10 +1,11 @@
 // distill forward: rows of logits -> RowPart of math/row_statistics.h, in one read of both.
 //
 // A warp takes a row, or an equal share of its tiles: 512 classes (256 in float64) that it holds in registers, 16 (8) a
-// lane, in groups of 8 neighbours. Of each tile first the range, then the sums: a vote says whether a maximum rises; only
-// then is it reduced, are the frames placed anew and what was summed moved into them. Every lane sums its own classes in
-// the warp's frames: float32 within a tile, float64 beyond. Nothing of the row is stored but its part.
-//   bytes = both logits (of a row that is compared) + per share: 8 (target), sizeof(RowPart) out, the target's two logits
+// lane, in groups of 8 neighbours. Of each tile first the range, then the sums: a vote says whether a maximum rises;
+// only then is it reduced, are the frames placed anew and what was summed moved into them. Every lane sums its own
+// classes in the warp's frames: float32 within a tile, float64 beyond. Nothing of the row is stored but its part.
+//   bytes = both logits (of a row that is compared) + per share: 8 (target), sizeof(RowPart) out, the target's two
+//   logits
 // The row's last tile reaches past its end: it is summed like one with infinite logits.
 #pragma once
 #include "kernels/distill_row.cuh"
@@ -20,7 +21,7 @@ constexpr double kMaxExponent = 20;  // |new_frame - max| / T: exp(d) stays far 
 template <class S>
 constexpr int kHeld = sizeof(S) == 4 ? 16 : 8;  // classes a lane: 32 registers of logits
 template <class S>
-constexpr int kTile = kHeld<S>* int(kWarp);
+constexpr int kTile = kHeld<S> * int(kWarp);
 
 // What a lane has in registers of a tile.
 template <class S>
@@ -58,10 +59,10 @@ __device__ void hold(const Pair<New, Old, S>& row, int64_t start, bool compared,
 template <class S>
 struct Sums {
   // the warp's
-  S top = -INFINITY;                         // of the new logits: the softmax's frame
+  S top = -INFINITY;                           // of the new logits: the softmax's frame
   S new_max = -INFINITY, old_max = -INFINITY;  // over the classes that both models know
-  double placed_at = -INFINITY;              // old_max when the frames were placed
-  double mean = 0;                           // of s - t then, under the old model, about
+  double placed_at = -INFINITY;                // old_max when the frames were placed
+  double mean = 0;                             // of s - t then, under the old model, about
   // the lane's
   Softmax softmax{};
   Divergence divergence{};
@@ -102,7 +103,8 @@ __device__ void raise(const Held<S>& tile, double temperature, Sums<S>& sums) {
     sums.mean = mass > 0 ? weighted / mass : 0;
     sums.placed_at = double(sums.old_max);
   }
-  const double highest = sums.new_max == S(-INFINITY) ? old_to : double(sums.new_max), reach = kMaxExponent * temperature;
+  const double highest = sums.new_max == S(-INFINITY) ? old_to : double(sums.new_max),
+               reach = kMaxExponent * temperature;
   const double to = old_to + sums.mean;
   const double new_to = S(to < highest - reach ? highest - reach : to > highest + reach ? highest + reach : to);
   sums.divergence.move(new_to, old_to, temperature);
@@ -210,8 +212,8 @@ __device__ RowPart part_of(const Sums<S>& sums) {
   part.rounding = kFramed;
   if constexpr (kl) {
     const Divergence& d = sums.divergence;
-    part.divergence = {d.new_frame, d.old_frame, warp_reduce<Add>(d.k), warp_reduce<Add>(d.m), warp_reduce<Add>(d.x),
-                       warp_reduce<Add>(d.v)};
+    part.divergence = {d.new_frame,           d.old_frame,           warp_reduce<Add>(d.k),
+                       warp_reduce<Add>(d.m), warp_reduce<Add>(d.x), warp_reduce<Add>(d.v)};
     part.old_min = double(warp_reduce<Smaller>(sums.old_min));
     part.difference_min = double(warp_reduce<Smaller>(sums.difference_min));
     part.difference_max = double(warp_reduce<Larger>(sums.difference_max));

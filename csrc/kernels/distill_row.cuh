@@ -1,5 +1,5 @@
-// distill, what both directions share: which classes a row's logits are compared in, and the exponents of the divergence
-// (math/row_statistics.h) of one class.
+// distill, what both directions share: which classes a row's logits are compared in, and the exponents of the
+// divergence (math/row_statistics.h) of one class.
 #pragma once
 #include "kernels/distill.h"
 #include "kernels/rows.cuh"
@@ -27,10 +27,7 @@ __device__ inline float grown_bent(float d) {  // relative error of the polynomi
 }
 __device__ inline float grown(float d) { return d + grown_bent(d); }
 __device__ inline double grown(double d) { return expm1(d); }
-__device__ inline double grown_bent(double d) {
-  // below 1e-3 the difference would lose more digits than the series' fifth term is worth
-  return fabs(d) < 1e-3 ? d * d * (0.5 + d * (1.0 / 6 + d * (1.0 / 24 + d / 120))) : expm1(d) - d;
-}
+__device__ inline double grown_bent(double d) { return expm1_minus(d); }
 
 // Frames of a row as its elements' type has them; `shift_lost`: what rounding new_frame - old_frame to it lost.
 template <class S>
@@ -46,8 +43,8 @@ struct Frames {
         inverse(S(1 / temperature)) {}
 };
 
-// u and d of one class. s - t is exact in two numbers, so d keeps its digits wherever the frames are; `far` rows may have
-// infinite logits, whose difference lost nothing.
+// u and d of one class. s - t is exact in two numbers, so d keeps its digits wherever the frames are; `far` rows may
+// have infinite logits, whose difference lost nothing.
 template <class S>
 struct Exponents {
   S u, d;

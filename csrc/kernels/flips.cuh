@@ -1,9 +1,9 @@
-// flips: which samples a model gets right. A row is right at k when fewer than k scores are better than the target's, where
-// "better" is greater, or equal at a smaller class; bit 0 of its byte then, bit 2 if it has a NaN (bits 1 and 3 for the new
-// model).
+// flips: which samples a model gets right. A row is right at k when fewer than k scores are better than the target's,
+// where "better" is greater, or equal at a smaller class; bit 0 of its byte then, bit 2 if it has a NaN (bits 1 and 3
+// for the new model).
 //
-// A warp counts a row's better scores (the whole block where rows are long). Each model's scores are read once, the byte is
-// written by the launch for the old model and read and written by that for the new one:
+// A warp counts a row's better scores (the whole block where rows are long). Each model's scores are read once, the
+// byte is written by the launch for the old model and read and written by that for the new one:
 //   bytes = scores of both models + per row: 3 (the byte) + 2 * 8 (target) + 2 elements (the targets' scores)
 #pragma once
 #include "kernels/flips.h"

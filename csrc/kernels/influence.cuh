@@ -1,10 +1,11 @@
 // influence: a block of classes of an online softmax, in place over the block's products.
 //
-// A block of threads takes a row: the products once for their maximum, then again for the exponentials, which it writes. A
-// row of up to 4,096 numbers (2,048 of float64) waits in registers in between; a longer one is read twice, the second time
-// from the L2 cache, where the product has left it. Sums are float32 within 16 classes, then float64, in a fixed order.
-//   bytes = logits in and out (a row that does not fit: in twice) + per row: factor and bias (as often as the logits are
-//   read), 8 (target), 16 in and out (statistics), shrink
+// A block of threads takes a row: the products once for their maximum, then again for the exponentials, which it
+// writes. A row of up to 4,096 numbers (2,048 of float64) waits in registers in between; a longer one is read twice,
+// the second time from the L2 cache, where the product has left it. Sums are float32 within 16 classes, then float64,
+// in a fixed order.
+//   bytes = logits in and out (a row that does not fit: in twice) + per row: factor and bias (as often as the logits
+//   are read), 8 (target), 16 in and out (statistics), shrink
 #pragma once
 #include "kernels/influence.h"
 #include "kernels/reduce.cuh"

@@ -14,9 +14,9 @@ struct InfluenceParams {
   const void* bias;       // [classes] or null: 0
   const int64_t* target;  // [rows] the target's class; outside first_class .. + classes - 1: not in this block
   int64_t first_class;    // of the block
-  double* statistics;     // [rows, 2] in and out, of the classes but the target's so far: the maximum of the logits, and
-                          // the sum of exp(logit - maximum)
-  void* shrink;           // [rows] out: exp(maximum before - maximum after), for what was summed before
+  double* statistics;  // [rows, 2] in and out, of the classes but the target's so far: the maximum of the logits, and
+                       // the sum of exp(logit - maximum)
+  void* shrink;        // [rows] out: exp(maximum before - maximum after), for what was summed before
 };
 
 void launch_influence(const InfluenceParams& params, void* stream);

@@ -1,4 +1,5 @@
-// Reductions over a warp and over a block, in an order that depends on neither schedule nor device: the same bits always.
+// Reductions over a warp and over a block, in an order that depends on neither schedule nor device: the same bits
+// always.
 #pragma once
 #include "kernels/simt.cuh"
 

@@ -1,4 +1,5 @@
-// A row of logits or scores, eight neighbours at a time: 16-byte loads and stores where the address allows, else one by one.
+// A row of logits or scores, eight neighbours at a time: 16-byte loads and stores where the address allows, else one by
+// one.
 #pragma once
 #include "kernels/simt.cuh"
 #include "math/matrix.h"

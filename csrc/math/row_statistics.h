@@ -58,6 +58,11 @@ GF_HD inline double log1p_minus(double z) {
   return std::fabs(z) < 1e-3 ? z * z * (-0.5 + z * (1.0 / 3 - z * (0.25 - z / 5))) : std::log1p(z) - z;
 }
 
+// expm1(z) - z, likewise
+GF_HD inline double expm1_minus(double z) {
+  return std::fabs(z) < 1e-3 ? z * z * (0.5 + z * (1.0 / 6 + z * (1.0 / 24 + z / 120))) : std::expm1(z) - z;
+}
+
 struct Divergence {
   double new_frame = 0, old_frame = 0;
   double k = 0, m = 0, x = 0, v = 0;
@@ -77,8 +82,8 @@ struct Divergence {
       const double delta = (new_frame - new_to) / temperature + a;
       const double shrink_old = std::exp(-a);
       // exp(-a) * (exp(delta) - 1 - delta), without the overflow of exp(delta)
-      const double bend = std::fabs(delta) < 0.5 ? shrink_old * (std::expm1(delta) - delta)
-                                                 : std::exp(delta - a) - shrink_old * (1 + delta);
+      const double bend =
+          std::fabs(delta) < 0.5 ? shrink_old * expm1_minus(delta) : std::exp(delta - a) - shrink_old * (1 + delta);
       const double tilt = bend + shrink_old * delta;  // exp(-a) * expm1(delta)
       x = std::exp(delta - a) * x + bend * k + tilt * m;
       m = m == -INFINITY ? m : shrink_old * (m + delta * k);
