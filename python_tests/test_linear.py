@@ -162,7 +162,6 @@ def test_values_and_gradients_agree_with_the_reference_of_the_logits(order, kind
         assert_agrees(problem()._replace(bias=None), kind, order, reduction=reduction, temperature=3.0)
 
 
-@everywhere
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize("length", [1, 7, 30, CLASSES])
 def test_rows_agree_each_with_its_own_incoming_gradient(length, kind):
@@ -230,7 +229,6 @@ def test_old_logits_without_a_column(order):
     assert torch.allclose(ours(nothing, "logits", order)[0], ours(p, order=order, distillation_weight=0.0)[0])
 
 
-@everywhere
 @pytest.mark.parametrize("order", [*BOTH, Order("classes", 1)], ids=str)
 @pytest.mark.parametrize("divergence", ["kl", "logits", "ldi"])
 @pytest.mark.parametrize(("old_classes", "shared"), [(37, 37), (20, 13), (50, 30), (5, 1), (5, 0)])
@@ -265,7 +263,6 @@ def test_no_counted_row_gives_loss_0_and_gradients_of_0(kind, order):
     assert rows.shape == (0,)
 
 
-@everywhere
 @pytest.mark.parametrize("order", ORDERS[1::2], ids=str)
 @pytest.mark.parametrize("offset", [2.0**10, -(2.0**14)])
 def test_logits_of_a_large_offset(order, offset):
@@ -333,7 +330,6 @@ def rounded(p, dtype, weight_dtype, old_dtype=torch.float32):
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@everywhere
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_every_dtype_of_features_and_weight(dtype, weight_dtype):

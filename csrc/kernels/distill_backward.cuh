@@ -12,8 +12,9 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kBackwardThreads = 128;
-constexpr int kBackwardBlocks = 4;                     // on a processor, at least: 128 registers a thread
-constexpr int kChunk = 4 * kBackwardThreads * kGroup;  // classes a block: they pay for the factors
+template <class S>
+constexpr int kBackwardBlocks = sizeof(S) == 4 ? 6 : 3;  // on a processor, at least: 80 or 168 registers a thread
+constexpr int kChunk = 4 * kBackwardThreads * kGroup;    // classes a block: they pay for the factors
 
 // What the gradient of one row is made of: e * exp(s - new_max) - smooth + [target] + the divergence's part.
 struct Factors {
@@ -65,7 +66,7 @@ __device__ S kl_part(S s, S t, const Frames<S>& frames, S near, S v, S k, S z) {
 }
 
 template <class New, class Old, class S, bool kl>
-__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<S>)
     distill_backward(DistillBackward p, int64_t chunks) {
   using In = decltype(widen(New{}));
   simt::Smem smem;

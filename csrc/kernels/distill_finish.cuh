@@ -31,7 +31,8 @@ __device__ inline RowPart merged_row(const DistillMerge& p, int64_t i) {
   RowPart part;
   const auto* const parts = reinterpret_cast<const RowPart*>(p.parts);
   for (int64_t s = lane * share; s < (lane + 1) * share && s < p.shards; ++s) {
-    part.merge(parts[s * p.rows + i], p.temperature);
+    const RowPart other = parts[s * p.rows + i];
+    part.merge(other, p.temperature);
   }
   for (int step = 1; step < int(kWarp) && p.shards > 1; step *= 2) {
     const RowPart other = part_of_lane(part, int(lane) + step);
