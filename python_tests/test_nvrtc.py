@@ -31,8 +31,13 @@ def compiled(source: str, kernels: list[str]) -> str:
     assert lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
     for kernel in kernels:
         assert lib.nvrtcAddNameExpression(program, kernel.encode()) == 0
-    # The Params' headers also declare the launchers: functions of the host, by default device functions here.
-    options = [b"--gpu-architecture=compute_80", b"--std=c++20", b"--device-as-default-execution-space"]
+    # The Params' headers also declare launchers, functions of the host; how good the code is does not matter here.
+    options = [
+        b"--gpu-architecture=compute_80",
+        b"--std=c++20",
+        b"--device-as-default-execution-space",
+        b"--Ofast-compile=max",
+    ]
     options += [f"-I{CSRC}".encode(), f"-I{CSRC / 'nvrtc'}".encode()]
     status = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
