@@ -86,6 +86,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<S>)
   const int64_t shift = pair.s.misplaced(), column = p.logits.target[i] - p.logits.first_class;
   const Frames<S> frames(row.new_max, row.new_frame, row.old_frame, p.logits.temperature);
   const bool far = kl && Path(int(row.path)) == Path::far;
+  const S e_factor = S(f.e), smooth = S(f.smooth), near = S(f.near), v = S(f.v), k = S(f.k), z = S(row.ratio_minus_1);
+  const S slope = S(f.slope), margin = S(p.logits.margin);
 
   const int64_t chunk = blockIdx.x % chunks * kChunk - shift;
   for (int64_t first = chunk + threadIdx.x * kGroup; first < chunk + kChunk && first < columns;
@@ -97,13 +99,13 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<S>)
       const unsigned has_old = f.factor_d == 0 ? 0 : pair.load_old(first, t);
 #pragma unroll
       for (int e = 0; e < kGroup; ++e) {
-        out[e] = exponential(s[e] - frames.new_max) * S(f.e) - S(f.smooth);
+        out[e] = exponential(s[e] - frames.new_max) * e_factor - smooth;
         if (!(has_old >> e & 1)) continue;
         if constexpr (kl) {
-          out[e] += far ? kl_part<true>(s[e], t[e], frames, S(f.near), S(f.v), S(f.k), S(row.ratio_minus_1))
-                        : kl_part<false>(s[e], t[e], frames, S(f.near), S(f.v), S(f.k), S(row.ratio_minus_1));
+          out[e] += far ? kl_part<true>(s[e], t[e], frames, near, v, k, z)
+                        : kl_part<false>(s[e], t[e], frames, near, v, k, z);
         } else if (t[e] != S(-INFINITY) && s[e] != S(-INFINITY)) {
-          out[e] += beyond_margin(s[e] - t[e], S(p.logits.margin)) * S(f.slope);
+          out[e] += beyond_margin(s[e] - t[e], margin) * slope;
         }
       }
       if (column >= first && column < first + kGroup && column >= 0 && column < columns) {

@@ -97,7 +97,8 @@ struct Between : BetweenParams {
     const int64_t query = pairs.first_query + i, row = pairs.first + slot;
     const OneOf pair = kind_of(pairs, query, row, there);
     if (!pair.wanted) return;
-    const bool low = score + error<limit.low, high = score - error> limit.high;
+    const bool low = score + error < limit.low;
+    const bool high = score - error > limit.high;
     below[0] += low && !pair.genuine, below[1] += low && pair.genuine;
     above[0] += high && !pair.genuine, above[1] += high && pair.genuine;
     if (!low && !high) list(unsure, query, row);
