@@ -153,7 +153,6 @@ def assert_agrees(p, kind="head_and_bias", order=None, incoming=None, tolerance=
 # --- agreement with the reference -------------------------------------------------------------------------------------
 
 
-@everywhere
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_values_and_gradients_agree_with_the_reference_of_the_logits(order, kind):

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kBackwardThreads = 128;
 template <class S>
-constexpr int kBackwardBlocks = sizeof(S) == 4 ? 6 : 3;  // on a processor, at least: 80 or 168 registers a thread
+constexpr int kBackwardBlocks = sizeof(S) == 4 ? 5 : 3;  // on a processor, at least: 96 or 168 registers a thread
 constexpr int kChunk = 4 * kBackwardThreads * kGroup;    // classes a block: they pay for the factors
 
 // What the gradient of one row is made of: e * exp(s - new_max) - smooth + [target] + the divergence's part.

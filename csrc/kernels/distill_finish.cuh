@@ -13,7 +13,7 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kFinishThreads = 128;
-constexpr int kReduceThreads = 512;  // one block: 4,096 rows are 8 a thread
+constexpr int kReduceThreads = 256;  // one block: 4,096 rows are 16 a thread
 
 __device__ inline RowPart part_of_lane(const RowPart& part, int lane) {
   double fields[kRowPart];
