@@ -6,12 +6,13 @@ ask for and the machine code lacks; a kernel without limits, limits without a ke
 remembered under build/cuda-check by the contents of all that went into it. All of this is instruction mix and
 occupancy: it says nothing of time.
 
-Of each kernel the limits hold `shared_bytes` (of dynamic shared memory at most, written by hand), `instructions` (that
-every architecture's code must have) and for each architecture `registers` and `blocks_per_sm`. `--update` writes
-registers and blocks; `instructions` only of kernels that are new: it takes away none.
+Of each kernel the limits hold `shared_bytes` (of dynamic shared memory, written by hand where a launch asks for more than
+1 KiB), `instructions` (that every architecture's code must have) and for each architecture `registers` and
+`blocks_per_sm`. `--update` writes registers and blocks; `instructions` only of kernels that are new: it takes away none.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -97,10 +98,15 @@ def compile_kernels(source: Path, architecture: str, nvcc: str, cache: Path) -> 
     return compiled
 
 
+@functools.cache
+def version_of(nvcc: str) -> bytes:
+    """What the compiler says of itself."""
+    return subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
+
+
 def key_of(source: Path, command: list[str]) -> str:
     """A checksum of the command, the compiler, this program, and every file of ours that the source includes."""
-    version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
-    checksum = hashlib.sha256(repr(command).encode() + version + Path(__file__).read_bytes())
+    checksum = hashlib.sha256(repr(command).encode() + version_of(command[0]) + Path(__file__).read_bytes())
     pending, seen = [source.resolve()], set()
     while pending:
         path = pending.pop()
@@ -131,6 +137,8 @@ def kernels_of(report: str, cubin: Path) -> dict[str, Kernel]:
         counts = {kind: sum(bool(form.match(code)) for code in opcodes) for kind, form in INSTRUCTIONS.items()}
         stack = sum(map(int, re.findall(r"(\d+) bytes", properties[1])))
         plain = name.replace("(anonymous namespace)::", "")
+        if plain in kernels:
+            raise CheckError(f"{plain}: expected one kernel of this name in a source, got two")
         kernels[plain] = Kernel(int(properties[2]), int(threads.get(entry, "0"), 16), stack, counts)
     return kernels
 

@@ -6,8 +6,6 @@
 // byte is written by the launch for the old model and read and written by that for the new one:
 //   bytes = scores of both models + per row: 3 (the byte) + 2 * 8 (target) + 2 elements (the targets' scores)
 #pragma once
-#include <cmath>
-
 #include "kernels/flips.h"
 #include "kernels/reduce.cuh"
 #include "kernels/rows.cuh"
