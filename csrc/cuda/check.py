@@ -6,9 +6,9 @@ ask for and the machine code lacks; a kernel without limits, limits without a ke
 remembered under build/cuda-check by the contents of all that went into it. All of this is instruction mix and
 occupancy: it says nothing of time.
 
-Of each kernel the limits hold `shared_bytes` (of dynamic shared memory, written by hand where a launch asks for more than
-1 KiB), `instructions` (that every architecture's code must have) and for each architecture `registers` and
-`blocks_per_sm`. `--update` writes registers and blocks; `instructions` only of kernels that are new: it takes away none.
+Of each kernel the limits hold `shared_bytes` (of dynamic shared memory, written by hand where a launch asks for more
+than 1 KiB), `instructions` (that every architecture's code must have) and for each architecture `registers` and
+`blocks_per_sm`. `--update` writes registers and blocks; `instructions` only of kernels that are new: it takes none away.
 """
 
 import argparse
