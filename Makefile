@@ -7,7 +7,7 @@ EXTRAS := cli,report,ray,demo,dev
 # The torch to test with where none is installed. The CPU build is 190 MB; the default one on PyPI pulls gigabytes of CUDA.
 TORCH_VERSION ?= 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-SOURCES := $(shell find csrc graceful_fast -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find csrc graceful_fast -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-all test-wheel check cuda-check format bench install clean
 

@@ -8,7 +8,7 @@ occupancy: it says nothing of time.
 
 Of each kernel the limits hold `shared_bytes` (of dynamic shared memory, written by hand where a launch asks for more
 than 1 KiB), `instructions` (that every architecture's code must have) and for each architecture `registers` and
-`blocks_per_sm`. `--update` writes registers and blocks; `instructions` only of kernels that are new: it takes none away.
+`blocks_per_sm`. `--update` writes registers and blocks, and of new kernels the instructions: it takes none away.
 """
 
 import argparse
