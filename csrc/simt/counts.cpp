@@ -1,7 +1,6 @@
-// Counts of the launches since somebody asked last, and the same for Python through ctypes.
+// Bytes moved, of the launches since somebody asked last.
 #include "counts.h"
 
-#include <cstring>
 #include <deque>
 
 namespace simt {
