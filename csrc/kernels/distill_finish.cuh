@@ -13,6 +13,7 @@ namespace graceful_fast {
 namespace {
 
 constexpr int kFinishThreads = 128;
+constexpr int kFinishBlocks = 3;     // on a processor, at least: 168 registers a thread, of which two parts are 88
 constexpr int kReduceThreads = 256;  // one block: 4,096 rows are 16 a thread
 
 __device__ inline RowPart part_of_lane(const RowPart& part, int lane) {
@@ -41,7 +42,7 @@ __device__ inline RowPart merged_row(const DistillMerge& p, int64_t i) {
   return part;
 }
 
-__global__ void __launch_bounds__(kFinishThreads) distill_merge(DistillMerge p, double* merged) {
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks) distill_merge(DistillMerge p, double* merged) {
   const int64_t i = int64_t(blockIdx.x) * (kFinishThreads / kWarp) + threadIdx.x / kWarp;
   if (i >= p.rows) return;
   const RowPart part = merged_row(p, i);
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kFinishThreads) distill_merge(DistillMerge p, 
   reinterpret_cast<RowPart*>(merged)[i] = whole;
 }
 
-__global__ void __launch_bounds__(kFinishThreads) distill_finish(DistillFinish p) {
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks) distill_finish(DistillFinish p) {
   const int64_t i = int64_t(blockIdx.x) * (kFinishThreads / kWarp) + threadIdx.x / kWarp;
   if (i >= p.merge.rows) return;
   const RowPart part = merged_row(p.merge, i);
