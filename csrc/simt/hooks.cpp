@@ -1,5 +1,7 @@
 // What g++ -fsanitize=thread calls before every access of a kernel. Hidden: a process may have ThreadSanitizer of its
 // own.
+// With AddressSanitizer there are none.
+#ifndef __SANITIZE_ADDRESS__
 #include "checks.h"
 #include "machine.h"
 
@@ -78,3 +80,4 @@ void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); 
 
 }  // extern "C"
 #pragma GCC visibility pop
+#endif

@@ -7,7 +7,7 @@ namespace {
 using Contents = simt::Buffer::Contents;
 constexpr int kThreads = 128;
 
-float in[4 * kThreads];
+alignas(16) float in[4 * kThreads];
 float out[kThreads];
 int counter;
 
