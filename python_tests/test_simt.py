@@ -55,10 +55,9 @@ def test_emulator_under_address_and_undefined_behaviour_sanitizers(program):
 
 def test_static_shared_memory_does_not_compile(tmp_path):
     source = tmp_path / "static.cpp"
-    source.write_text('#include "kernels/simt.cuh"\n__global__ void kernel() { __shared__ float tile[32]; tile[0] = 1; }\n')
-    result = subprocess.run(
-        ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", "-fsyntax-only", source], capture_output=True, text=True
-    )
+    source.write_text('#include "kernels/simt.cuh"\n__global__ void kernel() { __shared__ float tile[32]; }\n')
+    command = ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", "-fsyntax-only", source]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
     assert "take dynamic shared memory, simt::Smem, instead" in result.stderr
 
@@ -69,7 +68,7 @@ def test_hooks_are_hidden_from_the_rest_of_the_process(programs):
     symbols = run("readelf", "--wide", "--symbols", *objects).splitlines()
     hooks = [line.split() for line in symbols if "__tsan_" in line and " UND " not in line]
     assert len(hooks) > 30
-    assert {line[5] for line in hooks} == {"HIDDEN"}
+    assert {line[5] for line in hooks if line[4] != "LOCAL"} == {"HIDDEN"}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
