@@ -55,10 +55,9 @@ def test_emulator_under_address_and_undefined_behaviour_sanitizers(program):
 
 def test_static_shared_memory_does_not_compile(tmp_path):
     source = tmp_path / "static.cpp"
-    source.write_text('#include "kernels/simt.cuh"\n__global__ void kernel() { __shared__ float tile[32]; tile[0] = 1; }\n')
-    result = subprocess.run(
-        ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", "-fsyntax-only", source], capture_output=True, text=True
-    )
+    source.write_text('#include "kernels/simt.cuh"\n__global__ void kernel() { __shared__ float tile[32]; }\n')
+    command = ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", "-fsyntax-only", source]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
     assert "take dynamic shared memory, simt::Smem, instead" in result.stderr
 

@@ -57,7 +57,8 @@ double element(uint32_t word, int part) {
   return int8_t(word >> 8 * part);
 }
 
-// d + x as float32 towards zero: the tensor cores cut off what they cannot keep. Error bounds that hold here hold there.
+// d + x as float32 towards zero: the tensor cores cut off what they cannot keep. Error bounds that hold here hold
+// there.
 void add(float& d, double x) {
   const double exact = d + x;
   const auto nearest = float(exact);
@@ -70,7 +71,9 @@ void complete_mma(Warp&, Meeting& meeting) {
   using D = std::conditional_t<kind == Mma::s8, int32_t, float>;
   constexpr int packed = kind == Mma::s8 ? 4 : kind == Mma::tf32 ? 1 : 2;  // elements in a register
   constexpr int k = 8 * packed;
-  const auto request = [&](int lane) -> MmaRequest& { return *static_cast<MmaRequest*>(meeting.request[size_t(lane)]); };
+  const auto request = [&](int lane) -> MmaRequest& {
+    return *static_cast<MmaRequest*>(meeting.request[size_t(lane)]);
+  };
   double a[16][k], b[8][k];
   for (int lane = 0; lane < kLanes; ++lane) {
     const int g = lane / 4, t = lane % 4;

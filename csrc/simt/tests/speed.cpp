@@ -47,7 +47,9 @@ int main() {
   };
   for (const auto& [order, name] : {std::pair(simt::Order::ascending, "ascending"), {simt::Order::random, "random"}}) {
     simt::set_schedule(order, 1);
-    for (const Loop& loop : {Loop{"shuffles", shuffles, kSteps}, {"barriers", barriers, kSteps}, {"shared loads", loads, kSteps},
+    for (const Loop& loop : {Loop{"shuffles", shuffles, kSteps},
+                             {"barriers", barriers, kSteps},
+                             {"shared loads", loads, kSteps},
                              {"mma", products, kSteps / 10}}) {
       double best = 1e9;
       for (int repeat = 0; repeat < 3; ++repeat) {
