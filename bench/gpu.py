@@ -49,8 +49,8 @@ def gpu_facts(device: str) -> dict[str, Any]:
 
 
 def run_tests(engine: str, toy: bool) -> dict[str, Any]:
-    """All tests of the engine, in a process of their own; at toy size those of one op."""
-    files = [TESTS / "test_flips.py"] if toy else [TESTS]
+    """All tests of the engine, in a process of their own; at toy size those of one file."""
+    files = [TESTS / "test_shards.py"] if toy else [TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--engine", engine, *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     counts = {
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     """0 if all tests passed and all of ours ran; 1 if not; 2 if there is no such engine here."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--engine", choices=("cuda", "simt"), default="cuda")
-    parser.add_argument("--toy", action="store_true", help="smallest shapes, tests of one op")
+    parser.add_argument("--toy", action="store_true", help="smallest shapes, tests of one file")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     options = parser.parse_args(arguments)

@@ -1,6 +1,8 @@
 """knn over several devices in one process; "cpu" named twice is two devices, on the emulator too."""
 
+from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,9 @@ import torch
 from engines import Engine
 
 import graceful_fast as gf
+from graceful_fast import Gallery
+from graceful_fast._search_blocks import Labels, Search
+from graceful_fast._shards import nearest_on
 
 GPUS = torch.cuda.device_count()
 
@@ -101,3 +106,21 @@ def test_a_bad_row_has_its_number_in_the_whole_gallery() -> None:
 def test_unknown_devices_are_named(devices: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gf.knn(rows(3, 1), rows(9, 2), 1, devices=devices)
+
+
+def test_a_share_that_fails_stops_the_others(block_rows: Callable[[int], None]) -> None:
+    block_rows(10)
+    q, x = rows(3, 1), Gallery.open(rows(4000, 2))
+    search = Search(q, 2, "ip", Labels(), Labels(), coded=False, prepared=False)
+    told: list[int] = []
+
+    def fail(done: int, total: int | None) -> None:
+        told.append(done)
+        sleep(0.002)
+        if len(told) == 5:
+            raise ValueError("enough")
+
+    two = [torch.device("cpu"), torch.device("cpu", 0)]  # the same, but a thread each
+    with pytest.raises(ValueError, match="enough"):
+        nearest_on(two, search, x, None, fail, None)
+    assert len(told) < 100  # of 400
