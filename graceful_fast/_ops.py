@@ -353,7 +353,7 @@ def _scan_quantize_fake(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     )
 
 
-def _on(device: torch.device, tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _on(device: torch.device, tensors: Iterable[torch.Tensor | None]) -> list[Any]:
     """The tensors where the queries are: a scan runs there, whatever brought the rest of its arguments."""
     return [tensor if tensor is None else tensor.to(device) for tensor in tensors]
 

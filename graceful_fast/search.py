@@ -94,7 +94,8 @@ def knn(
 
     Returns:
         Neighbors: `scores` (Q, k) float32, best first, rounded once after ranking, and `indices` (Q, k) int64, arrays
-        of the queries' kind, on their device. Where fewer than k rows are allowed: index -1, score -inf (+inf for "l2").
+        of the queries' kind, on their device. Where fewer than k rows are allowed: index -1, score -inf (+inf for
+        "l2").
 
     Raises:
         ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a

@@ -54,8 +54,7 @@ class Collection {
         lists_{scratch.take<Candidate>(queries * (capacity + best.k), "candidates"), capacity, best.k},
         counts_(scratch, queries, 0, "counts"),
         states_{scratch.take<double>(queries, "floors"), scratch.take<float>(queries, "limits"), counts_.data(),
-                scratch.take<int32_t>(queries, "kept"),
-                scratch.take<uint8_t>(queries, "pending")},
+                scratch.take<int32_t>(queries, "kept"), scratch.take<uint8_t>(queries, "pending")},
         totals_(scratch, 2, 0, "totals"),
         settled_(scratch, 2, 0, "settled") {}
 
@@ -141,10 +140,11 @@ class Collection {
   Totals pass(Pass pass, const Range& range) {
     const int64_t q = q1_ - q0_;
     launch_scan_limits({states_, q, pass == Pass::again || pass == Pass::piece}, op_.stream());
-    launch_scan_collect(sides_.tile(q0_, q1_, range),
-                        {states_.limit, q, lists_, states_.counts, range.first, range.apart, from(labels_.query_ids, q0_),
-                         labels_.gallery_ids, from(labels_.query_groups, q0_), labels_.gallery_groups},
-                        op_.stream());
+    launch_scan_collect(
+        sides_.tile(q0_, q1_, range),
+        {states_.limit, q, lists_, states_.counts, range.first, range.apart, from(labels_.query_ids, q0_),
+         labels_.gallery_ids, from(labels_.query_groups, q0_), labels_.gallery_groups},
+        op_.stream());
     totals_.reset();
     launch_scan_trim({lists_, states_, q, pass, deferred_ ? kAll : most(), totals_.data()}, op_.stream());
     const auto totals = totals_.read();

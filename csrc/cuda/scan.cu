@@ -10,13 +10,13 @@ constexpr size_t kSlotBytes = simt::SmemBytes().take<int32_t>(kListThreads / 32)
 }  // namespace
 
 void launch_scan_measure(const MeasureParams& p, void* stream) {
-  simt::launch("scan_measure", scan_measure, dim3(blocks(p.rows.rows, kRowThreads / kLanes)), dim3(kRowThreads), 0, stream,
-               p);
+  simt::launch("scan_measure", scan_measure, dim3(blocks(p.rows.rows, kRowThreads / kLanes)), dim3(kRowThreads), 0,
+               stream, p);
 }
 
 void launch_scan_encode(const EncodeParams& p, void* stream) {
-  simt::launch("scan_encode", scan_encode, dim3(blocks(p.count, kRowThreads / kCodeLanes)), dim3(kRowThreads), 0, stream,
-               p);
+  simt::launch("scan_encode", scan_encode, dim3(blocks(p.count, kRowThreads / kCodeLanes)), dim3(kRowThreads), 0,
+               stream, p);
 }
 
 void launch_scan_units(const UnitsParams& p, void* stream) {
@@ -24,7 +24,8 @@ void launch_scan_units(const UnitsParams& p, void* stream) {
 }
 
 void launch_scan_query_facts(const QueryFactsParams& p, void* stream) {
-  simt::launch("scan_query_facts", scan_query_facts, dim3(blocks(p.queries, kRowThreads)), dim3(kRowThreads), 0, stream, p);
+  simt::launch("scan_query_facts", scan_query_facts, dim3(blocks(p.queries, kRowThreads)), dim3(kRowThreads), 0, stream,
+               p);
 }
 
 void launch_scan_row_facts(const RowFactsParams& p, void* stream) {

@@ -16,7 +16,8 @@ void launch_scan_count_unsure(const DefinitionParams& d, const CountParams& p, i
 }
 
 void launch_scan_count_add(const CountAllParams& p, void* stream) {
-  simt::launch("scan_count_add", scan_count_add, dim3(blocks(p.queries, kCountThreads)), dim3(kCountThreads), 0, stream, p);
+  simt::launch("scan_count_add", scan_count_add, dim3(blocks(p.queries, kCountThreads)), dim3(kCountThreads), 0, stream,
+               p);
 }
 
 }  // namespace graceful_fast

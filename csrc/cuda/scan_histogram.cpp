@@ -66,8 +66,9 @@ struct AllPairs {
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_histogram(
-    const Tensor& a, const Tensor& b, int64_t metric, const Tensor& a_labels, const Tensor& b_labels, const Given& a_ids,
-    const Given& b_ids, bool within, double origin, double width, int64_t bins, const Tensor& keep, int64_t capacity) {
+    const Tensor& a, const Tensor& b, int64_t metric, const Tensor& a_labels, const Tensor& b_labels,
+    const Given& a_ids, const Given& b_ids, bool within, double origin, double width, int64_t bins, const Tensor& keep,
+    int64_t capacity) {
   AllPairs all("scan_histogram", a, b, metric, a_labels, b_labels, a_ids, b_ids, within, bins, capacity);
   GF_CHECK(keep.dim() == 2 && keep.size(1) == 2 && keep.scalar_type() == ScalarType::Long && keep.is_contiguous() &&
                width > 0,
@@ -148,9 +149,9 @@ Tensor scan_pairs(const Tensor& a, const Tensor& b, int64_t metric, const Tensor
   if (count == 0) return keys;
   GF_CHECK(sides.queries.rows > 0 && sides.gallery.rows > 0, "scan", "rows, columns: expected rows of a and of b");
   const Counters<unsigned long long> fault(scratch, 1, 255, "fault");
-  launch_scan_pair_keys({sides.define_queries(), sides.queries.rows, count, row, column, op.output<double>(keys, "keys"),
-                         fault.data()},
-                        op.stream());
+  launch_scan_pair_keys(
+      {sides.define_queries(), sides.queries.rows, count, row, column, op.output<double>(keys, "keys"), fault.data()},
+      op.stream());
   GF_CHECK(fault.read()[0] == ~0ull, "scan", "rows, columns: expected rows of a and of b");
   return keys;
 }

@@ -1,5 +1,5 @@
-// What the bindings of all endings share on a GPU: queries and gallery checked, measured and coded; the status that Python
-// reads; scratch memory of an op.
+// What the bindings of all endings share on a GPU: queries and gallery checked, measured and coded; the status that
+// Python reads; scratch memory of an op.
 #pragma once
 #include <algorithm>
 #include <optional>
@@ -74,7 +74,8 @@ class Counters {
 // An int64 tensor on the op's device.
 inline Tensor on_device(const Op& op, const std::vector<int64_t>& values) {
   const int64_t count = int64_t(values.size());
-  Tensor host = empty_on(aoti_torch_device_type_cpu(), 0, {count}, ScalarType::Long), device = op.empty({count}, ScalarType::Long);
+  Tensor host = empty_on(aoti_torch_device_type_cpu(), 0, {count}, ScalarType::Long),
+         device = op.empty({count}, ScalarType::Long);
   std::copy(values.begin(), values.end(), static_cast<int64_t*>(host.mutable_data_ptr()));
   torch::stable::copy_(device, host);
   return device;
@@ -105,7 +106,7 @@ inline const int64_t* labels(const Op& op, const Given& tensor, const char* name
 struct Range {
   Operand codes;
   const RowFacts* facts;
-  int64_t step;         // of facts
+  int64_t step;          // of facts
   int64_t first, apart;  // row of slot j: first + j * apart
 
   Range part(int64_t begin, int64_t count) const {
@@ -123,7 +124,8 @@ class Sides {
   Sides(Scratch& scratch, const Matrix& queries, const Matrix& gallery, int64_t metric, Coding kind)
       : queries(queries), gallery(gallery), metric(Metric(metric)), kind(kind), op_(scratch.op), scratch_(scratch) {
     GF_CHECK(queries.columns >= 1 && gallery.columns == queries.columns, "scan",
-             "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", queries.columns, " and ", gallery.columns);
+             "expected (Q, dim) and (N, dim) with dim at least 1, got dims ", queries.columns, " and ",
+             gallery.columns);
     GF_CHECK(metric >= 0 && metric <= 2, "scan", "metric: expected 0 (ip), 1 (l2) or 2 (cosine), got ", metric);
     stride = operand_stride(kind, queries.columns);
   }
@@ -180,8 +182,9 @@ class Sides {
     launch_scan_encode({queries, 0, 1, q, kind, definition.square, codes, stride, facts}, op_.stream());
     query_facts_ = scratch_.take<QueryFacts>(q, "query facts");
     facts_of_queries = scratch_.take<Query>(q, "queries in scan units");
-    launch_scan_query_facts({metric, kind, queries.columns, q, units_, definition.square, facts, query_facts_, facts_of_queries},
-                            op_.stream());
+    launch_scan_query_facts(
+        {metric, kind, queries.columns, q, units_, definition.square, facts, query_facts_, facts_of_queries},
+        op_.stream());
     query_codes_ = {codes, q, stride};
     chunk = std::clamp<int64_t>(kChunkBytes / (stride + 28), 128, int64_t(1) << 20) / 128 * 128;
     chunk = std::min(chunk, gallery.rows);
@@ -194,7 +197,8 @@ class Sides {
   // Rows first, first + apart, ...; up to `chunk` of them.
   Range encode(int64_t first, int64_t apart, int64_t count) {
     if (codes_) return {{codes_ + first * stride, count, apart * stride}, row_facts_ + first, apart, first, apart};
-    launch_scan_encode({gallery, first, apart, count, kind, squared_, chunk_codes_, stride, chunk_facts_}, op_.stream());
+    launch_scan_encode({gallery, first, apart, count, kind, squared_, chunk_codes_, stride, chunk_facts_},
+                       op_.stream());
     launch_scan_row_facts({metric, units_, chunk_facts_, count, row_facts_, nullptr}, op_.stream());
     return {{chunk_codes_, count, stride}, row_facts_, 1, first, apart};
   }
@@ -202,7 +206,14 @@ class Sides {
   // Queries from q0 to q1 - 1 with these rows.
   TileParams tile(int64_t q0, int64_t q1, const Range& range) const {
     const Operand some{static_cast<const char*>(query_codes_.data) + q0 * stride, q1 - q0, stride};
-    return {kind, some, range.codes, stride, query_facts_ + q0, range.facts, range.step, square_factor(queries.columns, metric)};
+    return {kind,
+            some,
+            range.codes,
+            stride,
+            query_facts_ + q0,
+            range.facts,
+            range.step,
+            square_factor(queries.columns, metric)};
   }
 
   const Matrix queries, gallery;

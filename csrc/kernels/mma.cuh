@@ -55,8 +55,8 @@ struct Products {
     }
   }
 
-  // Of the rows from a_begin and b_begin on, of `bytes` bytes, a multiple of 16. stages: kStages * kStageBytes of shared
-  // memory.
+  // Of the rows from a_begin and b_begin on, of `bytes` bytes, a multiple of 16. stages: kStages * kStageBytes of
+  // shared memory.
   __device__ void compute(const Operand& a, int64_t a_begin, const Operand& b, int64_t b_begin, int64_t bytes,
                           uint8_t* stages) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// scan: what stands between the bindings and the kernels. Queries are rows of `wide` in float64 and of codes; the gallery
-// is rows of any floating type and of codes, made a chunk at a time or given.
+// scan: what stands between the bindings and the kernels. Queries are rows of `wide` in float64 and of codes; the
+// gallery is rows of any floating type and of codes, made a chunk at a time or given.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,8 @@
 
 namespace graceful_fast {
 
-// --- rows before their products (scan_rows.cuh) -----------------------------------------------------------------------
+// --- rows before their products (scan_rows.cuh)
+// -----------------------------------------------------------------------
 
 enum class Coding : int32_t { int8, float16 };
 
@@ -27,7 +28,7 @@ struct MeasureParams {
 };
 
 struct EncodeParams {
-  Matrix rows;                // row i of what is made is row first + i * step
+  Matrix rows;  // row i of what is made is row first + i * step
   int64_t first, step, count;
   Coding kind;
   const double* squared;  // [rows]
@@ -77,7 +78,8 @@ struct RowFactsParams {
   unsigned long long* fault;  // as MeasureParams: codes of a zero vector have no cosine
 };
 
-// --- the tile (scan_tile.cuh) -------------------------------------------------------------------------------------------
+// --- the tile (scan_tile.cuh)
+// -------------------------------------------------------------------------------------------
 
 struct Operand {
   const void* data;  // 16-byte aligned
@@ -100,7 +102,8 @@ inline float square_factor(int64_t dim, Metric metric) {
   return rounded_up(squares_slack(metric) + Bound(dim, false, false).exact);
 }
 
-// --- the ending `collect` (scan_collect.cuh) ------------------------------------------------------------------------------
+// --- the ending `collect` (scan_collect.cuh)
+// ------------------------------------------------------------------------------
 
 union Listed {
   struct {
@@ -162,7 +165,8 @@ struct LimitParams {
   bool pending;  // only pending queries take part
 };
 
-// --- float64 (scan_settle.cuh) --------------------------------------------------------------------------------------------
+// --- float64 (scan_settle.cuh)
+// --------------------------------------------------------------------------------------------
 
 struct DefinitionParams {
   Matrix rows;         // of the gallery
@@ -203,7 +207,8 @@ struct ListRowsParams {
   int64_t* rows;
 };
 
-// --- pairs that a scan score cannot decide (scan_settle.cuh) -----------------------------------------------------------
+// --- pairs that a scan score cannot decide (scan_settle.cuh)
+// -----------------------------------------------------------
 
 struct Pair {
   int64_t query, row;
@@ -216,7 +221,8 @@ struct Unsure {
   bool only;                  // what is sure has been counted before
 };
 
-// --- the ending `count` (scan_count.cuh): how many rows rank before each of a query's positives, sorted by key --------
+// --- the ending `count` (scan_count.cuh): how many rows rank before each of a query's positives, sorted by key
+// --------
 
 struct CountParams {
   const int64_t* start;  // [Q + 1] where each query's positives start
@@ -240,7 +246,8 @@ struct CountAllParams {
   int64_t* counts;  // [3, P] added to: greater keys, equal ones, equal ones at a smaller row
 };
 
-// --- the endings over all pairs (scan_pairs.cuh) ------------------------------------------------------------------------
+// --- the endings over all pairs (scan_pairs.cuh)
+// ------------------------------------------------------------------------
 
 struct PairParams {
   const int32_t *query_labels, *row_labels;  // [Q], [N]: a pair of one label is genuine
@@ -261,7 +268,7 @@ struct Line {
 
 struct HistogramParams {
   PairParams pairs;
-  int64_t rows;           // of the gallery
+  int64_t rows;  // of the gallery
   Metric metric;
   double origin, width;   // of the bins; the first and the last take what lies beyond
   const Query* facts;     // [Q]
@@ -310,7 +317,8 @@ void launch_scan_place(const PlaceParams& params, void* stream);
 void launch_scan_list_rows(const ListRowsParams& params, void* stream);
 void launch_scan_edges(const CountAllParams& params, void* stream);
 void launch_scan_count(const TileParams& params, const CountParams& ending, void* stream);
-void launch_scan_count_unsure(const DefinitionParams& definition, const CountParams& params, int64_t pairs, void* stream);
+void launch_scan_count_unsure(const DefinitionParams& definition, const CountParams& params, int64_t pairs,
+                              void* stream);
 void launch_scan_count_add(const CountAllParams& params, void* stream);
 void launch_scan_lines(const HistogramParams& params, void* stream);
 void launch_scan_histogram(const TileParams& params, const HistogramParams& ending, void* stream);

@@ -1,8 +1,8 @@
 // scan, the ending `count`: how many rows rank before each positive of a query, without sorting anything.
 //
 // b = the positives that a score does not surely beat; if the last of them surely beats the score, so do all before it,
-// and the row is counted at place b. Rows that surely beat no positive are not counted at all. What is left is listed and
-// settled in float64.
+// and the row is counted at place b. Rows that surely beat no positive are not counted at all. What is left is listed
+// and settled in float64.
 //
 // count    reads an edge a query and tile, log2(positives) of them for a row that may beat one; adds 8 bytes for each.
 // unsure   settles the listed pairs: the row of each is read once.

@@ -1,5 +1,5 @@
-// scan, the float64 definition of scores (math/settle.h): what decides wherever a scan cannot. Eight threads a score, one
-// for each lane of its sum; every difference, product and sum is rounded on its own.
+// scan, the float64 definition of scores (math/settle.h): what decides wherever a scan cannot. Eight threads a score,
+// one for each lane of its sum; every difference, product and sum is rounded on its own.
 #pragma once
 #include "kernels/scan_lanes.cuh"
 

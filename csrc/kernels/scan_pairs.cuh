@@ -1,6 +1,6 @@
 // scan, the endings over all pairs: `histogram` counts every pair by the bin of its scan score and keeps those of some
-// bins; `between` settles the pairs whose exact score may lie between two keys, counts and keeps them, and of all others
-// counts only how many lie below and above.
+// bins; `between` settles the pairs whose exact score may lie between two keys, counts and keeps them, and of all
+// others counts only how many lie below and above.
 //
 // histogram  an atomic addition of 8 bytes a pair, 13 bytes more for each that is kept.
 // between    four additions a warp and tile; 16 bytes a pair that is to be settled, whose row is read once.
@@ -48,7 +48,8 @@ struct Histogram : HistogramParams {
     const int32_t bin = int32_t(fminf(fmaxf(place, 0), float(pairs.bins - 1)));
     atomicAdd(pairs.counts + pair.genuine * pairs.bins + bin, 1ull);
     for (int64_t r = 0; r < range_count; ++r) {
-      if (bin >= ranges[2 * r] && bin <= ranges[2 * r + 1]) keep_place(place, pair.genuine, i * rows + pairs.first + slot);
+      if (bin >= ranges[2 * r] && bin <= ranges[2 * r + 1])
+        keep_place(place, pair.genuine, i * rows + pairs.first + slot);
     }
   }
   __device__ void finish() {
@@ -96,7 +97,8 @@ struct Between : BetweenParams {
     const int64_t query = pairs.first_query + i, row = pairs.first + slot;
     const OneOf pair = kind_of(pairs, query, row, there);
     if (!pair.wanted) return;
-    const bool low = score + error < limit.low, high = score - error > limit.high;
+    const bool low = score + error < limit.low;
+    const bool high = score - error > limit.high;
     below[0] += low && !pair.genuine, below[1] += low && pair.genuine;
     above[0] += high && !pair.genuine, above[1] += high && pair.genuine;
     if (!low && !high) list(unsure, query, row);
@@ -140,14 +142,16 @@ __global__ void __launch_bounds__(kRowThreads) scan_between_unsure(DefinitionPar
       });
 }
 
-// --- given pairs ----------------------------------------------------------------------------------------------------------
+// --- given pairs
+// ----------------------------------------------------------------------------------------------------------
 
 __global__ void __launch_bounds__(kRowThreads) scan_pair_keys(PairKeysParams p) {
   each_key(
       p.definition, p.count,
       [&](int64_t j) {
         const Pair pair{p.rows[j], p.columns[j]};
-        const bool right = pair.query >= 0 && pair.query < p.queries && pair.row >= 0 && pair.row < p.definition.rows.rows;
+        const bool right =
+            pair.query >= 0 && pair.query < p.queries && pair.row >= 0 && pair.row < p.definition.rows.rows;
         if (right) return pair;
         if (threadIdx.x % kLanes == 0) atomicMin(p.fault, (unsigned long long)(j));
         return Pair{0, 0};

@@ -1,6 +1,7 @@
 // scan, rows before their products: norms and faults, codes of 8 bits or float16, and what a score of them may be off.
 //
-// measure   squared norms in the fixed order of math/settle.h, the first bad row, queries widened to float64. 8 threads a
+// measure   squared norms in the fixed order of math/settle.h, the first bad row, queries widened to float64. 8 threads
+// a
 //           row; reads each row once, of a bad one once more.
 // encode    rows scaled by a power of two to norms in [0.5, 1), rounded to float32, then to codes of 8 bits (the same
 //           as on the CPU) or float16, with what that leaves out. 16 threads a row; reads each row once for float16,
@@ -14,9 +15,9 @@
 // order, in groups and with roundings that are not documented and differ from one generation to the next; measured so
 // far: all addends of a group, the sum so far among them, are cut to the exponent of the largest, to 24 bits or more,
 // added, and the result is cut to 24 bits. In a group of n >= 1 products that is n losses of addends (the largest loses
-// nothing) and one of the result, at most 2 n in all, each below 2^-23 of the largest magnitude M that occurs: 2^-22 M a
-// product, whatever the order and the groups. M <= |b| |c| (1 + loss), as every partial sum is bounded by sum |b_i c_i|,
-// so with K products, zeros at the end among them,
+// nothing) and one of the result, at most 2 n in all, each below 2^-23 of the largest magnitude M that occurs: 2^-22 M
+// a product, whatever the order and the groups. M <= |b| |c| (1 + loss), as every partial sum is bounded by sum |b_i
+// c_i|, so with K products, zeros at the end among them,
 //   |sum - <b, c>| <= A |b| |c|,  A = K 2^-22 / (1 - K 2^-22)                          K <= 2^17: A < 0.033
 // and |t b| |s c| <= (1 + 2^-10)^2 R X, as rounding to float16 of a norm in [0.5, 1) leaves out less than 2^-10 of it.
 // All else is bound.h's (exact, tiny) and kCodedSlack of scan_units.h, both per row: (R + X)^2 = R^2 + 2 R X + X^2.
@@ -64,8 +65,7 @@ __global__ void __launch_bounds__(kRowThreads) scan_measure(MeasureParams p) {
 // The sum over the 16 threads of a row, in the order of the CPU's widest vectors.
 __device__ __forceinline__ float code_total(float lane) {
 #pragma unroll
-  for (int step = kCodeLanes / 2; step > 0; step /= 2)
-    lane = __fadd_rn(lane, __shfl_xor_sync(0xffffffffu, lane, step));
+  for (int step = kCodeLanes / 2; step > 0; step /= 2) lane = __fadd_rn(lane, __shfl_xor_sync(0xffffffffu, lane, step));
   return lane;
 }
 

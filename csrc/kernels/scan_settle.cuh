@@ -3,8 +3,8 @@
 // keys     candidates of each query -> their keys, in place. A block a query, 8 threads a candidate, one for each lane
 //          of the sum. Reads each candidate's row once, and the query, in float64, from the caches.
 // rank     keys of candidates and the k best so far -> the k best, sorted by (key, smaller row). A block a query: a
-//          bitonic sort, in shared memory where the list fits, else where it lies; comparisons with what lies behind the
-//          list are left out: those are the worst, and every comparison of this form puts the better one first.
+//          bitonic sort, in shared memory where the list fits, else where it lies; comparisons with what lies behind
+//          the list are left out: those are the worst, and every comparison of this form puts the better one first.
 #pragma once
 #include "kernels/scan_collect.cuh"
 #include "kernels/scan_definition.cuh"
@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(kListThreads) scan_rank(SettleParams p) {
   if (last.score - last.error > s.floor[i]) s.floor[i] = last.score - last.error;
 }
 
-// --- lists from and to outside ----------------------------------------------------------------------------------------
+// --- lists from and to outside
+// ----------------------------------------------------------------------------------------
 
 // The state of each query before the first row.
 __global__ void __launch_bounds__(kListThreads) scan_begin(SettleParams p) {

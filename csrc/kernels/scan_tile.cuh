@@ -1,15 +1,16 @@
 // scan, the tile: queries x rows of a gallery on tensor cores; an ending consumes the scores, which are never stored.
 //
-// Query i is t b + f and row j is s c + e in scan units, b and c codes of 8 bits or float16 (scan_rows.cuh). Their score
-// is t s <b, c> + start, within `error` of the definition's score in those units:
+// Query i is t b + f and row j is s c + e in scan units, b and c codes of 8 bits or float16 (scan_rows.cuh). Their
+// score is t s <b, c> + start, within `error` of the definition's score in those units:
 //   error = coded_i residual_j + shared_i norm_j + rest_i + square |norm_j|^2          (scan_rows.cuh has the factors)
 // A block makes the scores of 128 queries with 128 rows and hands each to the ending, a template parameter by value:
-//   bool skips(query, row)         the same for all threads of a block: nothing is wanted of queries from `query` on, up
+//   bool skips(query, row)         the same for all threads of a block: nothing is wanted of queries from `query` on,
+//   up
 //                                  to kTileRows of them, with as many rows from `row` on
 //   auto query(i)                  what `take` needs of query i
 //   void take(of_query, i, slot, there, score, error)    of every pair once, in no order, by all 32 lanes of a warp
-//                                  together: one query, 32 rows one after the other, those that are `there`; of infinite
-//                                  error: nothing is known of the score
+//                                  together: one query, 32 rows one after the other, those that are `there`; of
+//                                  infinite error: nothing is known of the score
 //   void finish()                  by all threads, after the last of a block's scores
 // An ending is copied into every thread, so its fields may be a thread's own sums.
 // The rows of a launch are slots 0, 1, ...; which rows of the gallery they are the ending knows.
@@ -76,8 +77,8 @@ template <class Ending>
 void launch_tile(const char* name, const TileParams& p, const Ending& ending, simt::Stream stream) {
   const auto tiles = [](int64_t rows) { return unsigned((rows + kTileRows - 1) / kTileRows); };
   const auto launch = [&](auto kernel) {
-    simt::launch(name, kernel, dim3(tiles(p.queries.rows), tiles(p.rows.rows)), dim3(kTileThreads), kTileShared, stream, p,
-                 ending);
+    simt::launch(name, kernel, dim3(tiles(p.queries.rows), tiles(p.rows.rows)), dim3(kTileThreads), kTileShared, stream,
+                 p, ending);
   };
   p.kind == Coding::int8 ? launch(scan_tile<int32_t, Ending>) : launch(scan_tile<float, Ending>);
 }

@@ -1,5 +1,5 @@
-// The units of a scan, as every device computes them: rows and queries scaled to norms near 1, codes in those units, and
-// where an exact score lies among scan scores. bound.h has how far a scan score may be off.
+// The units of a scan, as every device computes them: rows and queries scaled to norms near 1, codes in those units,
+// and where an exact score lies among scan scores. bound.h has how far a scan score may be off.
 #pragma once
 #include <cmath>
 #include <cstdint>
