@@ -9,7 +9,7 @@ TORCH_VERSION ?= 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SOURCES := $(shell find csrc graceful_fast -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-all test-wheel check format bench install clean
+.PHONY: demo test test-all test-wheel test-sanitize check format bench install clean
 
 demo: $(VENV)/installed
 	$(BIN)/graceful-fast demo
@@ -21,6 +21,10 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	$(BIN)/python -m pytest
 	$(MAKE) test-wheel
+
+# The emulator of csrc/simt under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-sanitize: $(VENV)/installed
+	$(BIN)/python -m pytest python_tests/test_simt.py -k sanitizers
 
 # The wheel as a user gets it, run from another folder with -P, in an environment that sees the dependencies of $(VENV) but
 # not its editable install: the source tree can shadow nothing.

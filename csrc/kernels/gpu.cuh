@@ -1,4 +1,13 @@
 // The GPU half of simt.cuh: all inline PTX of the project, one primitive a function, for sm_80 and later.
+//
+// A mistake in a line of PTX is invisible to tests without a GPU. Checked by hand against PTX ISA 9.0, operand by operand:
+//   cp.async     destination (.shared, 32-bit address) before source (.global, 64-bit); .cg takes 16 bytes only; the last
+//                operand is src-size, the rest of the 16 bytes is zeros; both addresses aligned to 16
+//   wait_group N all but the N groups committed last are complete (so 0 is all); an immediate; of the calling thread alone
+//   ldmatrix     registers before address; .b16 m8n8; lane 8i + j addresses row j of matrix i; register i holds matrix i
+//   mma          d, a, b, c; a and b as .b32 registers of 1, 2 or 4 packed elements, c and d as .f32 ("f") or .s32 ("r");
+//                .row.col is the only layout there is; without .satfinite s32 wraps
+// The layouts of the fragments (csrc/simt/matrices.cpp) were also compared with CUTLASS's for SM80, stride by stride.
 #pragma once
 #ifdef __CUDACC_RTC__
 using int8_t = signed char;

@@ -19,10 +19,14 @@ T apply(Atomic kind, T old, T value) {
       } else {
         return old + value;
       }
-    case Atomic::min: return std::min(old, value);
-    case Atomic::max: return std::max(old, value);
-    case Atomic::exchange: return value;
-    default: break;
+    case Atomic::min:
+      return std::min(old, value);
+    case Atomic::max:
+      return std::max(old, value);
+    case Atomic::exchange:
+      return value;
+    default:
+      break;
   }
   if constexpr (std::is_integral_v<T>) return kind == Atomic::bit_and ? old & value : old | value;
   return old;

@@ -1,11 +1,13 @@
-// The registry of global memory. Overlapping buffers become one piece, so that aliases share what is known of each byte.
+// The registry of global memory. Overlapping buffers become one piece, so that aliases share what is known of each
+// byte.
 #include "buffers.h"
 
 #include <link.h>
 
 #include <map>
-#include <mutex>
 #include <utility>
+
+#include "machine.h"
 
 namespace simt {
 
@@ -14,7 +16,6 @@ namespace host {
 namespace {
 
 struct Registry {
-  std::mutex mutex;
   std::map<uintptr_t, GlobalMemory> pieces;  // by begin
   GlobalMemory* last = nullptr;              // where the last access was
 };
@@ -59,7 +60,7 @@ bool is_constant_data(uintptr_t begin, uintptr_t end) {
   const auto answers = [](dl_phdr_info* info, size_t, void* data) {
     const auto& asked = *static_cast<Question*>(data);
     for (int i = 0; i < info->dlpi_phnum; ++i) {
-      const ElfW(Phdr)& segment = info->dlpi_phdr[i];
+      const ElfW(Phdr) & segment = info->dlpi_phdr[i];
       const uintptr_t from = info->dlpi_addr + segment.p_vaddr;
       if (segment.p_type == PT_LOAD && !(segment.p_flags & PF_W) && from <= asked.begin &&
           asked.end <= from + segment.p_memsz) {
@@ -76,7 +77,7 @@ bool is_constant_data(uintptr_t begin, uintptr_t end) {
 Buffer::Buffer(std::string name, const void* begin, size_t bytes, Contents contents) : begin_(begin), bytes_(bytes) {
   if (bytes == 0) return;
   host::Registry& r = host::registry();
-  const std::lock_guard lock(r.mutex);
+  const std::lock_guard lock(host::one_at_a_time);
   r.last = nullptr;
   const auto from = reinterpret_cast<uintptr_t>(begin);
   host::GlobalMemory piece{from, from + bytes, std::move(name), contents == Contents::initialised, 1, {}};
@@ -84,6 +85,7 @@ Buffer::Buffer(std::string name, const void* begin, size_t bytes, Contents conte
   if (it != r.pieces.begin() && std::prev(it)->second.end > from) --it;
   if (it != r.pieces.end() && it->second.begin <= piece.begin && piece.end <= it->second.end) {
     ++it->second.owners;
+    it->second.initialised |= piece.initialised;
     return;
   }
   while (it != r.pieces.end() && it->second.begin < piece.end) {
@@ -102,7 +104,7 @@ Buffer::Buffer(Buffer&& other) noexcept : begin_(other.begin_), bytes_(std::exch
 Buffer::~Buffer() {
   if (bytes_ == 0) return;
   host::Registry& r = host::registry();
-  const std::lock_guard lock(r.mutex);
+  const std::lock_guard lock(host::one_at_a_time);
   r.last = nullptr;
   const auto it = std::prev(r.pieces.upper_bound(reinterpret_cast<uintptr_t>(begin_)));
   if (--it->second.owners == 0) r.pieces.erase(it);

@@ -1,4 +1,5 @@
-// Every access: is it inside of a buffer, of bytes that were written, and ordered with all others that it conflicts with?
+// Every access: is it inside of a buffer, of bytes that were written, and ordered with all others that it conflicts
+// with?
 #include "checks.h"
 
 #include <unordered_map>
@@ -40,7 +41,9 @@ struct Place {
   }
 };
 
-const char* verb(Access kind) { return kind == Access::read ? "reads" : kind == Access::write ? "writes" : "atomic on"; }
+const char* verb(Access kind) {
+  return kind == Access::read ? "reads" : kind == Access::write ? "writes" : "atomic on";
+}
 
 std::string bytes_text(size_t bytes) { return std::to_string(bytes) + (bytes == 1 ? " byte" : " bytes"); }
 
@@ -57,9 +60,9 @@ Place find(uintptr_t at, size_t bytes, Access kind, Where where) {
     const uintptr_t begin = array ? reinterpret_cast<uintptr_t>(array->begin) : 0;
     if (array == nullptr) outside("in shared memory before the first array");
     if (at + bytes > begin + array->bytes) {
-      outside((at >= begin + array->bytes
-                   ? std::to_string(at - begin - array->bytes) + " bytes past the end of "
-                   : "from byte " + std::to_string(at - begin) + " on, across the end of ") + name_array(*array));
+      outside((at >= begin + array->bytes ? std::to_string(at - begin - array->bytes) + " bytes past the end of "
+                                          : "from byte " + std::to_string(at - begin) + " on, across the end of ") +
+              name_array(*array));
     }
     return {begin, array->bytes, *array->shadow, clocks.block_began, clocks.block_began, array, nullptr};
   }
@@ -69,8 +72,13 @@ Place find(uintptr_t at, size_t bytes, Access kind, Where where) {
     outside("from byte " + std::to_string(at - memory->begin) + " on, across the end of " + memory->name + " (" +
             bytes_text(memory->end - memory->begin) + ")");
   }
-  return {memory->begin,        memory->end - memory->begin,   memory->shadow, clocks.launch_began,
-          memory->initialised ? 0u : 1u, nullptr, memory};
+  return {memory->begin,
+          memory->end - memory->begin,
+          memory->shadow,
+          clocks.launch_began,
+          memory->initialised ? 0u : 1u,
+          nullptr,
+          memory};
 }
 
 // A member of the cell's set whose access is not over for the running thread; -1: there is none, -2: in another block.
@@ -127,8 +135,8 @@ void join(Cell& cell, const Place& place, uintptr_t key, bool atomic, Where wher
       return;
     }
   }
-  const bool earlier = cell.set_interval >= place.relevant &&
-                       (cell.set_interval < clocks.block_began || (cell.flags & kEarlierBlocks));
+  const bool earlier =
+      cell.set_interval >= place.relevant && (cell.set_interval < clocks.block_began || (cell.flags & kEarlierBlocks));
   cell.flags = uint8_t((cell.flags & kInFlight) | kind | (earlier ? kEarlierBlocks : 0));
   cell.set_interval = clocks.now;
   cell.set_stamp = stamp;
@@ -148,12 +156,15 @@ void set_writer(Cell& cell, Where where) {
 }
 
 // [[cell, offset]] is the first byte in conflict.
-[[noreturn]] void race(const Place& place, size_t offset, size_t bytes, Access kind, Where where, const char* did, int by,
-                       uintptr_t by_where) {
+[[noreturn]] void race(const Place& place, size_t offset, size_t bytes, Access kind, Where where, const char* did,
+                       int by, uintptr_t by_where) {
   const std::string who = by < 0 ? "another block of this launch" : "thread " + name_thread(machine().threads[by]);
-  report("race: " + std::string(verb(kind)) + " " + bytes_text(bytes) + " at " + place.at(offset) + ", which " + who + " " +
-             did + " (" + Where::stored(by_where).text() + ") with " +
-             (by < 0 ? "nothing" : by / kLanes == current->warp->id ? "no __syncwarp" : "no barrier") + " between",
+  report("race: " + std::string(verb(kind)) + " " + bytes_text(bytes) + " at " + place.at(offset) + ", which " + who +
+             " " + did + " (" + Where::stored(by_where).text() + ") with " +
+             (by < 0                             ? "nothing"
+              : by / kLanes == current->warp->id ? "no __syncwarp"
+                                                 : "no barrier") +
+             " between",
          where);
 }
 

@@ -1,4 +1,5 @@
-// Which accesses of a block are ordered: all of earlier intervals; within one, those of a warp that its __syncwarps order.
+// Which accesses of a block are ordered: all of earlier intervals; within one, those of a warp that its __syncwarps
+// order.
 #pragma once
 #include "machine.h"
 
@@ -7,8 +8,8 @@ namespace simt::host {
 struct Clocks {
   uint32_t launch_began = 0, block_began = 0, now = 0;  // intervals
 
-  // Of each warp, for the interval `of`: how many __syncwarps there were, and whose accesses before which of them a lane
-  // knows to be over.
+  // Of each warp, for the interval `of`: how many __syncwarps there were, and whose accesses before which of them a
+  // lane knows to be over.
   struct OfWarp {
     uint32_t of = 0, events = 0;
     uint32_t known[kLanes][kLanes];

@@ -19,8 +19,8 @@ enum class Order { ascending, descending, random };
 // before the next warp starts; random lets warps race ahead by bursts and also stops threads between any two accesses.
 void set_schedule(Order order, uint64_t seed = 0);
 
-// Global memory that kernels may touch, while this object lives; any other access is reported. Buffers may overlap: they
-// are then one piece of memory.
+// Global memory that kernels may touch, while this object lives; any other access is reported. Buffers may overlap:
+// they are then one piece of memory.
 class Buffer {
  public:
   enum class Contents { initialised, uninitialised };

@@ -11,7 +11,8 @@ void copy_async(void* shared, const void* global, int bytes, Site site) {
   const Inside inside;
   check_shared_16(shared, "cp_async_16", site);
   if (bytes < 0 || bytes > 16) fail("cp_async_16: expected 0 to 16 bytes, got " + std::to_string(bytes), site);
-  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("cp_async_16: the address in global memory is not 16-byte aligned", site);
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    fail("cp_async_16: the address in global memory is not 16-byte aligned", site);
   if (bytes > 0) checks::access(global, size_t(bytes), checks::Access::read, site);
   checks::copy_started(shared, site);
   std::memset(shared, 0xff, 16);

@@ -1,7 +1,6 @@
-// Counts of the launches since somebody asked last, and the same for Python through ctypes.
+// Bytes moved, of the launches since somebody asked last.
 #include "counts.h"
 
-#include <cstring>
 #include <deque>
 
 namespace simt {
@@ -32,6 +31,7 @@ void count_access(checks::Access kind, size_t bytes) {
 }  // namespace host
 
 std::vector<Counts> take_counts() {
+  const std::lock_guard lock(host::one_at_a_time);
   std::vector<Counts> taken(host::all_counts().begin(), host::all_counts().end());
   host::all_counts().clear();
   return taken;

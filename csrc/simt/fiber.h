@@ -1,4 +1,5 @@
-// A stack of its own and the switch to it: by hand on x86-64 and AArch64, ucontext elsewhere and under AddressSanitizer.
+// A stack of its own and the switch to it: by hand on x86-64 and AArch64, ucontext elsewhere and under
+// AddressSanitizer.
 #pragma once
 #include <cstddef>
 

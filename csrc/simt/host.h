@@ -1,5 +1,5 @@
-// The host half of simt.cuh: a kernel's source, compiled by g++, runs on the CPU, one fiber per CUDA thread, and what it
-// does is checked. How it works and how to read its messages: docs/development/simt.md.
+// The host half of simt.cuh: a kernel's source, compiled by g++, runs on the CPU, one fiber per CUDA thread, and what
+// it does is checked. How it works and how to read its messages: docs/development/simt.md.
 #pragma once
 #include <tuple>
 #include <type_traits>
@@ -40,8 +40,8 @@ namespace simt {
 
 using Stream = void*;
 
-// One launch, finished when it returns; throws simt::Error with the first thing that is wrong. A grid of zero blocks is no
-// launch.
+// One launch, finished when it returns; throws simt::Error with the first thing that is wrong. A grid of zero blocks is
+// no launch.
 template <typename... Params>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
             std::type_identity_t<Params>... params) {

@@ -5,7 +5,6 @@
 
 #include <bit>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 #include <string_view>
 #include <system_error>
@@ -20,6 +19,7 @@ namespace simt::host {
 thread_local Thread* current = nullptr;
 
 constinit Machine* the_machine = nullptr;
+constinit std::mutex one_at_a_time;
 
 uint3 thread_index() { return current->index; }
 uint3 block_index() { return machine().block_index; }
@@ -28,18 +28,20 @@ uint3 grid_size() { return machine().grid_size; }
 
 namespace {
 
-constinit std::mutex one_launch;
-
 void enter() {
   Fiber::entered();
   Machine& m = machine();
   m.inside = false;
+  std::string thrown;
   try {
     m.call->run(m.call->bound);
   } catch (const std::exception& error) {
-    fail(std::string("an exception left the kernel: ") + error.what());
+    thrown = error.what();
+  } catch (...) {
+    thrown = "of an unknown type";
   }
   m.inside = true;
+  if (!thrown.empty()) fail("an exception left the kernel: " + thrown);
   m.exit_thread();
 }
 
@@ -49,8 +51,7 @@ Machine& make_machine() {
 }
 
 std::byte* make_stacks() {
-  void* stacks = mmap(nullptr, kAllStacks, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* stacks = mmap(nullptr, kAllStacks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stacks == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "simt: stacks of the fibers");
   for (int i = 0; i < kMaxThreads; ++i) mprotect(static_cast<std::byte*>(stacks) + i * kStackBytes, 4096, PROT_NONE);
   return static_cast<std::byte*>(stacks);
@@ -86,7 +87,7 @@ void check_launch(const Call& call) {
 void launch(const Call& call) {
   if (call.grid.x == 0 || call.grid.y == 0 || call.grid.z == 0) return;
   check_launch(call);
-  const std::lock_guard lock(one_launch);
+  const std::lock_guard lock(one_at_a_time);
   make_machine().run(call);
 }
 
@@ -202,7 +203,8 @@ void Machine::preempt() {
 bool Machine::may_read_anyway(uintptr_t address, size_t bytes) const {
   const auto begin = reinterpret_cast<uintptr_t>(call->bound);
   if (begin <= address && address + bytes <= begin + call->bound_bytes) return true;
-  return !in_shared_arena(address) && global_memory_at(address) == nullptr && is_constant_data(address, address + bytes);
+  return !in_shared_arena(address) && global_memory_at(address) == nullptr &&
+         is_constant_data(address, address + bytes);
 }
 
 // Threads that wait at the same place are told of together.
@@ -227,8 +229,9 @@ void Machine::deadlock() {
 void fail(const std::string& what) {
   Machine& m = machine();
   m.inside = true;
-  m.failure = std::string("kernel ") + m.call->name + ", block " + size({m.block_index.x, m.block_index.y, m.block_index.z}) +
-              ", thread " + name_thread(*current) + ": " + what;
+  m.failure = std::string("kernel ") + m.call->name + ", block " +
+              size({m.block_index.x, m.block_index.y, m.block_index.z}) + ", thread " + name_thread(*current) + ": " +
+              what;
   Fiber::change(current->fiber, m.outside);
   __builtin_unreachable();
 }
@@ -244,7 +247,7 @@ bool same_place(Site a, Site b) { return a.line() == b.line() && std::string_vie
 }  // namespace simt::host
 
 void simt::set_schedule(Order order, uint64_t seed) {
-  const std::lock_guard lock(host::one_launch);
+  const std::lock_guard lock(host::one_at_a_time);
   host::make_machine().order = order;
   host::make_machine().seed = seed;
 }

@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -45,11 +46,11 @@ struct Thread {
 struct Meeting {
   using Complete = void(Warp& warp, Meeting& meeting);
   const char* name;
-  Complete* complete;    // computes every lane's result once all have come
-  bool only_live;        // lanes that have exited are not waited for
-  unsigned mask = 0;     // lanes named; 0: free
+  Complete* complete;  // computes every lane's result once all have come
+  bool only_live;      // lanes that have exited are not waited for
+  unsigned mask = 0;   // lanes named; 0: free
   unsigned arrived = 0;
-  Site site;             // of the first to come
+  Site site;                          // of the first to come
   std::array<void*, kLanes> request;  // each lane's operands and results, on its stack
 };
 
@@ -92,7 +93,7 @@ struct Machine {
   Order order = Order::ascending;
   uint64_t seed = 0;
   Random random{1};
-  int burst = 0;         // switches until another warp may be chosen
+  int burst = 0;  // switches until another warp may be chosen
   int warp_running = 0;
   int until_preempted = 0;
 
@@ -112,7 +113,9 @@ struct Machine {
     if (order == Order::random && --until_preempted < 0) preempt();
   }
   void preempt();
-  bool is_stack(const void* address) const { return size_t(static_cast<const std::byte*>(address) - stacks) < kAllStacks; }
+  bool is_stack(const void* address) const {
+    return size_t(static_cast<const std::byte*>(address) - stacks) < kAllStacks;
+  }
   // The arguments of the launch, and the program's constants.
   bool may_read_anyway(uintptr_t address, size_t bytes) const;
   void exit_thread();
@@ -125,6 +128,9 @@ struct Machine {
 // Made by the first launch, never destroyed: no order of destructors to get wrong.
 extern Machine* the_machine;
 inline Machine& machine() { return *the_machine; }
+
+// Held by a launch, and by all else that comes from outside.
+extern std::mutex one_at_a_time;
 
 // Stands in every function that kernels call.
 struct Inside {

@@ -1,10 +1,11 @@
 // Where the lanes of a warp meet: __syncwarp, shuffles, votes, reductions. The last lane to come does the work for all.
+#include "meeting.h"
+
 #include <bit>
 #include <cstdio>
 #include <string>
 
 #include "machine.h"
-#include "meeting.h"
 
 namespace simt::host {
 
@@ -31,8 +32,9 @@ void check_others(const Warp& warp, const char* name, unsigned mask, Site site, 
   for (unsigned rest = warp.open; rest != 0; rest &= rest - 1) {
     const Meeting& other = warp.meetings[std::countr_zero(rest)];
     if ((other.mask >> lane & 1) && (other.arrived & mask)) {
-      fail(std::string("divergent lanes: comes to ") + name + " with mask " + hex(mask) + " while " + lanes(other.arrived) +
-               " of its warp wait for it in " + other.name + " with mask " + hex(other.mask) + " (" + place(other.site) + ")",
+      fail(std::string("divergent lanes: comes to ") + name + " with mask " + hex(mask) + " while " +
+               lanes(other.arrived) + " of its warp wait for it in " + other.name + " with mask " + hex(other.mask) +
+               " (" + place(other.site) + ")",
            site);
     }
   }

@@ -71,19 +71,19 @@ T __ldg(const T* address) {
   return *address;
 }
 
-#define SIMT_ATOMIC(name, T, kind)                                                            \
-  inline T name(T* address, T value, simt::host::Site site = simt::host::Site::current()) {   \
-    return simt::host::atomic(simt::host::Atomic::kind, address, value, site);                \
+#define SIMT_ATOMIC(name, T, kind)                                                          \
+  inline T name(T* address, T value, simt::host::Site site = simt::host::Site::current()) { \
+    return simt::host::atomic(simt::host::Atomic::kind, address, value, site);              \
   }
-#define SIMT_ATOMICS(T)                    \
-  SIMT_ATOMIC(atomicAdd, T, add)           \
-  SIMT_ATOMIC(atomicMin, T, min)           \
-  SIMT_ATOMIC(atomicMax, T, max)           \
-  SIMT_ATOMIC(atomicExch, T, exchange)     \
-  SIMT_ATOMIC(atomicAnd, T, bit_and)       \
-  SIMT_ATOMIC(atomicOr, T, bit_or)         \
+#define SIMT_ATOMICS(T)                                                                                      \
+  SIMT_ATOMIC(atomicAdd, T, add)                                                                             \
+  SIMT_ATOMIC(atomicMin, T, min)                                                                             \
+  SIMT_ATOMIC(atomicMax, T, max)                                                                             \
+  SIMT_ATOMIC(atomicExch, T, exchange)                                                                       \
+  SIMT_ATOMIC(atomicAnd, T, bit_and)                                                                         \
+  SIMT_ATOMIC(atomicOr, T, bit_or)                                                                           \
   inline T atomicCAS(T* address, T expected, T value, simt::host::Site site = simt::host::Site::current()) { \
-    return simt::host::compare_and_swap(address, expected, value, site);                      \
+    return simt::host::compare_and_swap(address, expected, value, site);                                     \
   }
 SIMT_ATOMICS(int)
 SIMT_ATOMICS(unsigned)

@@ -6,28 +6,28 @@
 
 namespace simt::host {
 
-// Time is counted in intervals: a new one begins with every launch, block and barrier, so a larger number is later. Within
-// an interval a warp counts its __syncwarps: an access carries their number so far, its stamp.
+// Time is counted in intervals: a new one begins with every launch, block and barrier, so a larger number is later.
+// Within an interval a warp counts its __syncwarps: an access carries their number so far, its stamp.
 struct Cell {
   uint32_t write_interval = 0;  // 0: never written
   uint32_t write_stamp = 0;
   // The accessors since: readers, or atomics (kAtomics); a new kind, or an ordered write, begins a new set.
   uint32_t set_interval = 0;
-  uint32_t set_stamp = 0;       // of every lane in the set, unless kMixed
-  uint32_t lanes = 0;           // of the warp of `accessor`
-  uint16_t writer = 0;          // number in its block
-  uint16_t accessor = 0;        // one of the set
-  uint16_t other = 0;           // kSeveralWarps: one of another warp
+  uint32_t set_stamp = 0;  // of every lane in the set, unless kMixed
+  uint32_t lanes = 0;      // of the warp of `accessor`
+  uint16_t writer = 0;     // number in its block
+  uint16_t accessor = 0;   // one of the set
+  uint16_t other = 0;      // kSeveralWarps: one of another warp
   uint8_t flags = 0;
   uintptr_t write_where = 0, set_where = 0;
 };
 
 enum CellFlag : uint8_t {
-  kInFlight = 1,        // an asynchronous copy has not been waited for
-  kAtomics = 2,         // the set is of atomics
-  kEarlierBlocks = 4,   // the set had members in earlier blocks of this launch
-  kSeveralWarps = 8,    // the set has members of more than one warp
-  kMixed = 16,          // the lanes' stamps differ and stand in a table
+  kInFlight = 1,       // an asynchronous copy has not been waited for
+  kAtomics = 2,        // the set is of atomics
+  kEarlierBlocks = 4,  // the set had members in earlier blocks of this launch
+  kSeveralWarps = 8,   // the set has members of more than one warp
+  kMixed = 16,         // the lanes' stamps differ and stand in a table
 };
 
 // Cells for a piece of memory, each for as many bytes as the narrowest aligned access so far.

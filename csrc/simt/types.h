@@ -20,14 +20,10 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-#define SIMT_VECTORS(T, name)                                                                   \
-  struct alignas(2 * sizeof(T)) name##2 {                                                       \
-    T x, y;                                                                                     \
-  };                                                                                            \
-  struct alignas(16) name##4 {                                                                  \
-    T x, y, z, w;                                                                               \
-  };                                                                                            \
-  __attribute__((always_inline)) inline name##2 make_##name##2(T x, T y) { return {x, y}; }     \
+#define SIMT_VECTORS(T, name)                                                               \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                        \
+  struct alignas(16) name##4 { T x, y, z, w; };                                             \
+  __attribute__((always_inline)) inline name##2 make_##name##2(T x, T y) { return {x, y}; } \
   __attribute__((always_inline)) inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 SIMT_VECTORS(int, int)
 SIMT_VECTORS(unsigned, uint)

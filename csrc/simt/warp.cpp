@@ -28,10 +28,14 @@ int source(const ShuffleRequest& request, int lane) {
   const int first = lane & ~(request.width - 1), last = first + request.width - 1;
   const int by = int(request.lane & 31);
   switch (request.kind) {
-    case Shuffle::index: return first | (by & (request.width - 1));
-    case Shuffle::up: return lane - by >= first ? lane - by : lane;
-    case Shuffle::down: return lane + by <= last ? lane + by : lane;
-    case Shuffle::exclusive_or: return (lane ^ by) <= last ? lane ^ by : lane;
+    case Shuffle::index:
+      return first | (by & (request.width - 1));
+    case Shuffle::up:
+      return lane - by >= first ? lane - by : lane;
+    case Shuffle::down:
+      return lane + by <= last ? lane + by : lane;
+    case Shuffle::exclusive_or:
+      return (lane ^ by) <= last ? lane ^ by : lane;
   }
   return lane;
 }
@@ -74,19 +78,28 @@ struct ReduceRequest {
   unsigned value;
 };
 
-constexpr const char* kReductions[] = {"__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_min_sync",
-                                       "__reduce_max_sync", "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync"};
+constexpr const char* kReductions[] = {"__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
+                                       "__reduce_min_sync", "__reduce_max_sync", "__reduce_and_sync",
+                                       "__reduce_or_sync",  "__reduce_xor_sync"};
 
 unsigned combine(Reduce kind, unsigned a, unsigned b) {
   switch (kind) {
-    case Reduce::add: return a + b;
-    case Reduce::min_signed: return unsigned(std::min(int(a), int(b)));
-    case Reduce::max_signed: return unsigned(std::max(int(a), int(b)));
-    case Reduce::min_unsigned: return std::min(a, b);
-    case Reduce::max_unsigned: return std::max(a, b);
-    case Reduce::bit_and: return a & b;
-    case Reduce::bit_or: return a | b;
-    case Reduce::bit_xor: return a ^ b;
+    case Reduce::add:
+      return a + b;
+    case Reduce::min_signed:
+      return unsigned(std::min(int(a), int(b)));
+    case Reduce::max_signed:
+      return unsigned(std::max(int(a), int(b)));
+    case Reduce::min_unsigned:
+      return std::min(a, b);
+    case Reduce::max_unsigned:
+      return std::max(a, b);
+    case Reduce::bit_and:
+      return a & b;
+    case Reduce::bit_or:
+      return a | b;
+    case Reduce::bit_xor:
+      return a ^ b;
   }
   return a;
 }
@@ -119,7 +132,8 @@ uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t bits, unsigned lane, int 
   ShuffleRequest request{kind, bits, lane, width, 0};
   meet(name, mask, &request, site, complete_shuffle);
   if (request.outside >= 0) {
-    fail(std::string(name) + ": reads lane " + std::to_string(request.outside) + ", which the mask does not name", site);
+    fail(std::string(name) + ": reads lane " + std::to_string(request.outside) + ", which the mask does not name",
+         site);
   }
   return request.result;
 }

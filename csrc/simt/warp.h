@@ -83,9 +83,9 @@ inline int __all_sync(unsigned mask, int predicate, simt::host::Site site = simt
   return int(simt::host::vote(simt::host::Vote::all, mask, predicate != 0, site));
 }
 
-#define SIMT_REDUCE(name, T, kind)                                                                               \
-  inline T name(unsigned mask, T value, simt::host::Site site = simt::host::Site::current()) {                   \
-    return T(simt::host::reduce(simt::host::Reduce::kind, mask, unsigned(value), site));                         \
+#define SIMT_REDUCE(name, T, kind)                                                             \
+  inline T name(unsigned mask, T value, simt::host::Site site = simt::host::Site::current()) { \
+    return T(simt::host::reduce(simt::host::Reduce::kind, mask, unsigned(value), site));       \
   }
 SIMT_REDUCE(__reduce_add_sync, int, add)
 SIMT_REDUCE(__reduce_add_sync, unsigned, add)

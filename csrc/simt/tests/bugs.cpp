@@ -27,7 +27,8 @@ void check(Kernel* fixed, Kernel* broken, const std::vector<std::string>& parts,
 }
 #define CHECK_BUG(kernel, ...) check(kernel<true>, kernel<false>, {__VA_ARGS__}, __LINE__)
 
-// --- barriers and masks: the emulator's own, also without the compiler's hooks ---------------------------------------------
+// --- barriers and masks: the emulator's own, also without the compiler's hooks
+// ---------------------------------------------
 
 template <bool fixed>
 __global__ void shuffle_in_a_branch() {
@@ -43,8 +44,10 @@ TEST(full_mask_shuffle_in_a_divergent_branch) {
 template <bool fixed>
 __global__ void shuffles_in_both_branches() {
   int value = threadIdx.x;
-  if (fixed || threadIdx.x % 32 < 16) value = __shfl_xor_sync(0xffffffff, value, 1);
-  else value = __shfl_xor_sync(0xffffffff, value, 2);
+  if (fixed || threadIdx.x % 32 < 16)
+    value = __shfl_xor_sync(0xffffffff, value, 1);
+  else
+    value = __shfl_xor_sync(0xffffffff, value, 2);
   out[threadIdx.x] = float(value);
 }
 TEST(full_mask_shuffles_in_both_branches) {
@@ -56,7 +59,9 @@ __global__ void mask_names_the_exited() {
   if (threadIdx.x % 32 >= 20) return;
   out[threadIdx.x] = float(__ballot_sync(fixed ? 0x000fffffu : 0x001fffffu, 1));
 }
-TEST(mask_that_names_a_lane_that_has_exited) { CHECK_BUG(mask_names_the_exited, "__ballot_sync", "mask 0x001fffff", "bugs.cpp:"); }
+TEST(mask_that_names_a_lane_that_has_exited) {
+  CHECK_BUG(mask_names_the_exited, "__ballot_sync", "mask 0x001fffff", "bugs.cpp:");
+}
 
 template <bool fixed>
 __global__ void mask_lacks_self() {
@@ -84,8 +89,10 @@ TEST(width_that_is_no_power_of_two) { CHECK_BUG(odd_width, "expected a width of 
 
 template <bool fixed>
 __global__ void two_barriers() {
-  if (fixed || threadIdx.x < 32) __syncthreads();
-  else __syncthreads();
+  if (fixed || threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
 }
 TEST(warps_at_different_barriers) { CHECK_BUG(two_barriers, "divergent barriers", "bugs.cpp:"); }
 
@@ -106,7 +113,8 @@ __global__ void crossed() {
 }
 TEST(deadlock_names_who_waits_where) { CHECK_BUG(crossed, "deadlock", "in __syncwarp (", "bugs.cpp:"); }
 
-// --- memory -------------------------------------------------------------------------------------------------------------------
+// --- memory
+// -------------------------------------------------------------------------------------------------------------------
 
 template <bool fixed>
 __global__ void too_little_shared() {
@@ -134,7 +142,9 @@ __global__ void copy_misaligned() {
   simt::cp_async_commit();
   simt::cp_async_wait<0>();
 }
-TEST(copy_from_a_misaligned_address) { CHECK_BUG(copy_misaligned, "cp_async_16: ", "not 16-byte aligned", "bugs.cpp:"); }
+TEST(copy_from_a_misaligned_address) {
+  CHECK_BUG(copy_misaligned, "cp_async_16: ", "not 16-byte aligned", "bugs.cpp:");
+}
 
 template <bool fixed>
 __global__ void vector_misaligned() {
@@ -171,7 +181,8 @@ __global__ void copy_waited_one_group_too_few() {
   }
 }
 TEST(copy_waited_for_one_group_too_few) {
-  CHECK_BUG(copy_waited_one_group_too_few, "reads 4 bytes at byte ", "of shared array of float", "under way", "bugs.cpp:");
+  CHECK_BUG(copy_waited_one_group_too_few, "reads 4 bytes at byte ", "of shared array of float", "under way",
+            "bugs.cpp:");
 }
 
 template <bool fixed>
@@ -185,8 +196,8 @@ __global__ void shared_past_the_end() {
   out[threadIdx.x] = slots[min(int(threadIdx.x) + 1, fixed ? kThreads - 1 : kThreads)];
 }
 TEST(shared_read_one_past_the_end) {
-  CHECK_BUG(shared_past_the_end, "thread (63, 0, 0)", "out of bounds: reads 4 bytes 0 bytes past the end of shared array of float (256 bytes",
-            "bugs.cpp:");
+  CHECK_BUG(shared_past_the_end, "thread (63, 0, 0)",
+            "out of bounds: reads 4 bytes 0 bytes past the end of shared array of float (256 bytes", "bugs.cpp:");
 }
 
 template <bool fixed>
@@ -204,8 +215,8 @@ __global__ void global_past_the_end() {
   out[threadIdx.x] = in[3 * kThreads + threadIdx.x + (fixed ? 0 : 1)];
 }
 TEST(global_read_one_past_the_end) {
-  CHECK_BUG(global_past_the_end, "thread (63, 0, 0)", "out of bounds: reads 4 bytes 0 bytes past the end of in (1024 bytes)",
-            "bugs.cpp:");
+  CHECK_BUG(global_past_the_end, "thread (63, 0, 0)",
+            "out of bounds: reads 4 bytes 0 bytes past the end of in (1024 bytes)", "bugs.cpp:");
 }
 
 template <bool fixed>
@@ -223,8 +234,8 @@ __global__ void shared_uninitialised() {
   out[threadIdx.x] = slots[threadIdx.x ^ 1];
 }
 TEST(shared_read_of_what_nobody_wrote) {
-  CHECK_BUG(shared_uninitialised, "thread (32, 0, 0)", "uninitialised: reads 4 bytes at byte 132 of shared array of float",
-            "bugs.cpp:");
+  CHECK_BUG(shared_uninitialised, "thread (32, 0, 0)",
+            "uninitialised: reads 4 bytes at byte 132 of shared array of float", "bugs.cpp:");
 }
 
 __global__ void reads_in() { out[threadIdx.x] = in[threadIdx.x]; }
@@ -260,7 +271,8 @@ TEST(bytes_of_global_memory_are_counted) {
 
 #endif
 
-// --- launches -----------------------------------------------------------------------------------------------------------------
+// --- launches
+// -----------------------------------------------------------------------------------------------------------------
 
 __global__ void nothing() {}
 TEST(launches_that_a_gpu_refuses) {

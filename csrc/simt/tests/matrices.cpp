@@ -83,7 +83,8 @@ __global__ void extremes_kernel(int32_t* wrapped, float* truncated) {
   wrapped[threadIdx.x] = d[0];
   float f[4] = {};
   const uint32_t one_and_little = 0x3f801fff;  // 1 + 2^-10 - 2^-23: tf32 keeps 1
-  const uint32_t fa[4] = {one_and_little, one_and_little, one_and_little, one_and_little}, fb[2] = {0x3f800000, 0x3f800000};
+  const uint32_t fa[4] = {one_and_little, one_and_little, one_and_little, one_and_little},
+                 fb[2] = {0x3f800000, 0x3f800000};
   simt::mma_1688_tf32(f, fa, fb);
   truncated[threadIdx.x] = f[3];
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <thread>
 
 #include "test.h"
 
@@ -26,8 +27,10 @@ __global__ void pipeline_kernel(const float* in, float* out, int width) {  // [k
   fetch(0);
   float sum = 0;
   for (int row = 0; row < kRows; ++row) {
-    if (row + 1 < kRows) fetch(row + 1);
-    else simt::cp_async_commit();
+    if (row + 1 < kRows)
+      fetch(row + 1);
+    else
+      simt::cp_async_commit();
     simt::cp_async_wait<1>();
     __syncthreads();  // everybody's part of the row is there
     sum += tiles[(row % 2) * kWidth + i];
@@ -167,6 +170,34 @@ TEST(launches_follow_one_another) {
   simt::launch("scale", scale_kernel, 3, 32, 0, nullptr, between, out);
   simt::launch("scale", scale_kernel, 3, 32, 0, nullptr, out, in);
   for (int i = 0; i < 96; ++i) EXPECT(in[i] == 8 * float(95 - i));
+}
+
+TEST(launches_from_several_threads_take_turns) {
+  const auto work = [] {
+    float in[96], out[96];
+    std::iota(in, in + 96, 0.0f);
+    for (int i = 0; i < 20; ++i) {
+      const simt::Buffer buffers[] = {{"in", in, sizeof in, Contents::initialised},
+                                      {"out", out, sizeof out, Contents::uninitialised}};
+      simt::launch("scale", scale_kernel, 3, 32, 0, nullptr, in, out);
+    }
+    EXPECT(out[0] == 190);
+  };
+  std::thread other(work);
+  work();
+  other.join();
+}
+
+// In place, and registered as an output first: what the input says of its contents holds.
+__global__ void double_kernel(float* x) { x[threadIdx.x] *= 2; }
+
+TEST(an_output_that_is_an_input_too) {
+  float x[32] = {1, 2, 3};
+  const simt::Buffer buffers[] = {{"out", x, sizeof x, Contents::uninitialised},
+                                  {"in", x, sizeof x, Contents::initialised},
+                                  {"part", x + 16, 32, Contents::uninitialised}};
+  simt::launch("double", double_kernel, 1, 32, 0, nullptr, x);
+  EXPECT(x[0] == 2 && x[2] == 6 && x[3] == 0);
 }
 
 __global__ void intrinsics_kernel(double* out) {

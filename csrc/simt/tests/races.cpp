@@ -1,5 +1,5 @@
-// Kernels with a planted race, which must be reported under every schedule, beside the same kernels without it, which must
-// not: `fixed` is the only difference.
+// Kernels with a planted race, which must be reported under every schedule, beside the same kernels without it, which
+// must not: `fixed` is the only difference.
 #include "test.h"
 
 namespace {
@@ -7,7 +7,7 @@ namespace {
 using Contents = simt::Buffer::Contents;
 constexpr int kThreads = 128;
 
-float in[4 * kThreads];
+alignas(16) float in[4 * kThreads];
 float out[kThreads];
 int counter;
 
@@ -42,7 +42,9 @@ __global__ void block_reduction() {
   out[i] = total;
 }
 // In some orders a slot is read before it is written: then it is uninitialised first.
-TEST(missing_barrier_in_a_block_reduction) { CHECK_BUG(block_reduction, "of shared array of float (16 bytes, taken at "); }
+TEST(missing_barrier_in_a_block_reduction) {
+  CHECK_BUG(block_reduction, "of shared array of float (16 bytes, taken at ");
+}
 
 template <bool fixed>
 __global__ void initialised_reduction() {
@@ -55,7 +57,9 @@ __global__ void initialised_reduction() {
   if (fixed) __syncthreads();
   out[i] = slots[(i + 64) % kThreads];
 }
-TEST(missing_barrier_between_warps) { CHECK_BUG(initialised_reduction, "race: ", "no barrier between", "4 bytes at byte "); }
+TEST(missing_barrier_between_warps) {
+  CHECK_BUG(initialised_reduction, "race: ", "no barrier between", "4 bytes at byte ");
+}
 
 template <bool fixed>
 __global__ void refilled() {
@@ -95,14 +99,18 @@ __global__ void half_syncwarp() {
   int* mine = slots + threadIdx.x / 32 * 32;
   const int lane = threadIdx.x % 32;
   mine[lane] = lane;
-  if (lane < 16) __syncwarp(0x0000ffff);
-  else __syncwarp(0xffff0000);
+  if (lane < 16)
+    __syncwarp(0x0000ffff);
+  else
+    __syncwarp(0xffff0000);
   mine[lane ^ 5] = lane;  // ordered: the same half
   if (fixed) {
     __syncwarp();
   } else {
-    if (lane < 16) __syncwarp(0x0000ffff);
-    else __syncwarp(0xffff0000);
+    if (lane < 16)
+      __syncwarp(0x0000ffff);
+    else
+      __syncwarp(0xffff0000);
   }
   mine[lane ^ 16] = lane;  // the other half
 }
@@ -191,8 +199,10 @@ __global__ void atomic_and_write() {
   int* count = smem.take<int>(1);
   if (threadIdx.x == 0) *count = 0;
   __syncthreads();
-  if (fixed || threadIdx.x != 77) atomicAdd(count, 1);
-  else *count = *count + 1;
+  if (fixed || threadIdx.x != 77)
+    atomicAdd(count, 1);
+  else
+    *count = *count + 1;
 }
 TEST(plain_write_beside_atomics) { CHECK_BUG(atomic_and_write, "race: "); }
 
@@ -203,15 +213,17 @@ __global__ void between_blocks() {
   out[i] = float(blockIdx.x);
 }
 TEST(blocks_write_the_same_elements) {
-  check(between_blocks<true>, between_blocks<false>, {"race: writes 4 bytes at byte ", "of out (512 bytes)", "another block"},
-        __LINE__, 3);
+  check(between_blocks<true>, between_blocks<false>,
+        {"race: writes 4 bytes at byte ", "of out (512 bytes)", "another block"}, __LINE__, 3);
 }
 
 template <bool fixed>
 __global__ void block_reads_what_another_writes() {
   const int i = threadIdx.x;
-  if (blockIdx.x == 1) in[i] = 1;
-  else if (!fixed) out[i % 8 + 8 * blockIdx.x] = in[0];
+  if (blockIdx.x == 1)
+    in[i] = 1;
+  else if (!fixed)
+    out[i % 8 + 8 * blockIdx.x] = in[0];
 }
 TEST(a_block_reads_what_another_writes) {
   check(block_reads_what_another_writes<true>, block_reads_what_another_writes<false>, {"race: "}, __LINE__, 2);

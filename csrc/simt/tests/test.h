@@ -49,7 +49,6 @@ inline void expect(bool condition, const std::string& what, int line) {
   std::printf("  line %d: expected %s\n", line, what.c_str());
 }
 
-
 // That each of the parts stands in the report.
 inline void expect_report(const std::string& report, const std::vector<std::string>& parts, int line) {
   for (const std::string& part : parts) {
@@ -59,8 +58,8 @@ inline void expect_report(const std::string& report, const std::vector<std::stri
 
 }  // namespace test
 
-#define TEST(name)                                         \
-  static void name();                                      \
-  static const test::Add add_##name(#name, name);          \
+#define TEST(name)                                \
+  static void name();                             \
+  static const test::Add add_##name(#name, name); \
   static void name()
 #define EXPECT(condition) test::expect((condition), #condition, __LINE__)

@@ -73,10 +73,10 @@ TEST(halves_of_a_warp_shuffle_apart) {
 }
 
 struct Votes {
-  unsigned* ballot;                         // [64] out
-  int *any, *all;                           // [64] out
-  int *sum, *least, *most;                  // [64] out
-  unsigned *sum_unsigned, *most_unsigned;   // [64] out
+  unsigned* ballot;                        // [64] out
+  int *any, *all;                          // [64] out
+  int *sum, *least, *most;                 // [64] out
+  unsigned *sum_unsigned, *most_unsigned;  // [64] out
 };
 
 __global__ void votes_kernel(Votes p) {
