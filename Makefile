@@ -7,9 +7,9 @@ EXTRAS := cli,report,ray,demo,dev
 # The torch to test with where none is installed. The CPU build is 190 MB; the default one on PyPI pulls gigabytes of CUDA.
 TORCH_VERSION ?= 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-SOURCES := $(shell find csrc graceful_fast -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find csrc graceful_fast -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-all test-wheel test-sanitize check format bench install clean
+.PHONY: demo test test-all test-wheel test-sanitize check cuda-check format bench install clean
 
 demo: $(VENV)/installed
 	$(BIN)/graceful-fast demo
@@ -44,6 +44,11 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	@echo "kernel objects export their table and nothing that the linker could share between instruction sets:"
 	! find build -name '*_kernels.cpp.o' | xargs nm -C --defined-only | grep -E ' [WVui] ' | grep -v DW.ref
+	@if command -v nvcc >/dev/null; then $(MAKE) cuda-check; else echo "cuda-check: skipped, there is no nvcc on PATH"; fi
+
+# What nvcc makes of the CUDA kernels, against csrc/cuda/limits.json: needs nvcc, but no GPU.
+cuda-check: $(VENV)/installed
+	$(BIN)/python csrc/cuda/check.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """Arrays in, the same kind of array out: torch, numpy, CuPy, or anything with `__dlpack__`."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,9 +49,11 @@ def as_tensor(value: Any, name: str) -> "torch.Tensor":
 
     if isinstance(value, torch.Tensor):
         return value.detach()
-    if hasattr(value, "__cuda_array_interface__"):
+    if _cuda_index(value) is not None:
+        if not torch.version.cuda:
+            raise ValueError(f"{name}: expected an array on the CPU, as torch {torch.__version__} is without CUDA")
         return torch.from_dlpack(value)
-    array = as_numpy(value, name)
+    array = as_numpy(value, name)  # torch.from_dlpack of a negative stride ends the process
     if array.dtype.name == "bfloat16":  # ml_dtypes
         return as_tensor(array.view(np.int16), name).view(torch.bfloat16)
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
@@ -61,17 +64,37 @@ def as_tensor(value: Any, name: str) -> "torch.Tensor":
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
 
 
-def like(tensor: "torch.Tensor", original: Any) -> Any:
-    """`tensor` as the kind of array that `original` is."""
-    import torch
+def like(values: Any, original: Any) -> Any:
+    """`values`, a numpy array or a torch tensor, as the kind of array that `original` is and on its device.
 
-    if isinstance(original, torch.Tensor):
-        return tensor.to(original.device)
-    if hasattr(original, "__cuda_array_interface__"):
-        import cupy
+    The kind of a list, or of what has no `from_dlpack` in its array namespace or its package, is numpy.
+    """
+    if hasattr(original, "detach") or (index := _cuda_index(original)) is not None:
+        import torch
 
-        return cupy.from_dlpack(tensor)
-    return tensor.numpy()
+        tensor = torch.as_tensor(values, device=original.device if hasattr(original, "detach") else f"cuda:{index}")
+        return tensor if hasattr(original, "detach") else _namespace(original).from_dlpack(tensor)
+    array = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+    if isinstance(original, np.ndarray) or not hasattr(original, "__dlpack__"):
+        return array
+    namespace = _namespace(original)
+    return namespace.from_dlpack(array) if hasattr(namespace, "from_dlpack") else array
+
+
+def _cuda_index(value: Any) -> int | None:
+    """Number of the CUDA device that a DLPack array lies on, else None."""
+    cuda = 2  # kDLCUDA
+    if not hasattr(value, "__dlpack_device__"):
+        return None
+    kind, index = value.__dlpack_device__()
+    return int(index) if kind == cuda else None
+
+
+def _namespace(value: Any) -> Any:
+    """The module of an array's functions: by the array API standard, else the package of its class, as of CuPy."""
+    if hasattr(value, "__array_namespace__"):
+        return value.__array_namespace__()
+    return sys.modules[type(value).__module__.partition(".")[0]]
 
 
 def bytes_of(tensor: "torch.Tensor") -> memoryview:

@@ -48,6 +48,8 @@ class Search(NamedTuple):
     groups: Labels
     coded: bool  # make codes of 8 bits of rows that have none
     prepared: bool  # scan the codes that the gallery has
+    first: int = 0  # of the rows that are looked through
+    end: int | None = None  # all that follow
 
 
 class BlockPlan(NamedTuple):
@@ -132,12 +134,14 @@ def search_blocks(
     """
     gallery.check_unchanged()
     if checkpoint is None:
-        yield from _search_from(0, search, gallery, keys, rows, plan, progress_of(progress, "searched"), None)
+        shown = progress_of(progress, "searched")
+        yield from _search_from(search.first, search, gallery, keys, rows, plan, shown, None)
         return
     labels = [*search.ids, *search.groups]
-    work = work_of(search.queries, gallery, labels, k=search.k, metric=search.metric)
+    rows_of = {} if search.end is None else {"rows": [search.first, search.end]}
+    work = work_of(search.queries, gallery, labels, k=search.k, metric=search.metric, **rows_of)
     with Checkpoint(checkpoint, work) as saved:
-        position = saved.load([keys, rows])
+        position = max(search.first, saved.load([keys, rows]))
         shown = progress_of(progress, "searched", position)
         yield from _search_from(position, search, gallery, keys, rows, plan, shown, saved)
 
@@ -152,11 +156,11 @@ def _search_from(
     progress: Progress,
     saved: Checkpoint | None,
 ) -> "Generator[tuple[int, ScanStatus], None, None]":
-    total = len(gallery)
+    total = len(gallery) if search.end is None else search.end
     done = position
     progress(done, total)
     try:
-        for first, end, status in _Scan(search, gallery, keys, rows, plan).run(position):
+        for first, end, status in _Scan(search, gallery, keys, rows, plan).run(position, total):
             done = end
             yield first, status
             if done == total or (saved and saved.due):
@@ -180,12 +184,12 @@ class _Scan:
     ) -> None:
         self._search, self._gallery, self._keys, self._rows, self._plan = search, gallery, keys, rows, plan
 
-    def run(self, start: int) -> "Generator[tuple[int, int, ScanStatus], None, None]":
+    def run(self, start: int, stop: int) -> "Generator[tuple[int, int, ScanStatus], None, None]":
         """(first row, end, status) of each scan of a block; rows before `end` are in, the block's if all went well."""
         if not self._search.prepared or self._gallery.codes is None:
-            yield from self._plain(start, len(self._gallery))
+            yield from self._plain(start, stop)
             return
-        coded = self._gallery.codes.blocks(self._plan.coded_rows, start)
+        coded = self._gallery.codes.blocks(self._plan.coded_rows, start, stop)
         with closing(on_device(coded, self._search.queries.device)) as blocks:
             for first, codes, facts in blocks:
                 end = first + len(codes)

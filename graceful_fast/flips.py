@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_numpy, as_tensor
+from ._arrays import as_numpy, as_tensor, like
 
 _SCORES = ("float16", "bfloat16", "float32", "float64")
 
@@ -177,16 +177,7 @@ def _counts(outcomes: np.ndarray, broken: np.ndarray, by_group: dict[Any, FlipCo
 
 def _with_indices_like(flips: FlipCounts, original: Any) -> FlipCounts:
     """`flips` with its indices as the kind of array that `original` is, on its device."""
-    if hasattr(original, "detach"):
-        import torch
-
-        indices: Any = torch.from_numpy(flips.negative_indices).to(original.device)
-    elif hasattr(original, "__cuda_array_interface__"):
-        import cupy
-
-        indices = cupy.asarray(flips.negative_indices)
-    else:
-        return flips
+    indices = like(flips.negative_indices, original)
     by_group = {name: _with_indices_like(group, original) for name, group in flips.by_group.items()}
     return FlipCounts(flips.both_correct, flips.negative, flips.positive, flips.both_wrong, indices, by_group)
 

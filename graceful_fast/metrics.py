@@ -204,11 +204,9 @@ def of_block(counts: RankCounts, depths: tuple[int, ...]) -> np.ndarray:
 
 def summarise(table: np.ndarray, depths: tuple[int, ...], queries: Any) -> RetrievalMetrics:
     """The means of what `of_block` found, and the arrays themselves as the kind that `queries` are."""
-    import torch
-
     with_positive = table[:, ~np.isnan(table[0])]
     means = with_positive.mean(1).tolist() if with_positive.shape[1] else [float("nan")] * len(table)
-    arrays = list(like(torch.from_numpy(table), queries))
+    arrays = [like(row, queries) for row in table]
 
     def named(rows: list[Any]) -> dict[str, Any]:
         recall, cmc, ndcg = (

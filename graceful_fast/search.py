@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 from ._arrays import as_tensor, like
 from ._progress import Progress
 from ._search_blocks import Labels, Search, plan_blocks, search_blocks
+from ._shards import as_devices, nearest_on
 from .gallery import Gallery
 from .gallery_rows import ITEMSIZE, LARGEST_CODED_DIM, ArrayRows, mapping_of
 
@@ -58,6 +59,7 @@ def knn(
     progress: bool | Progress = False,
     memory_limit: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    devices: Any = None,
     info: bool = False,
 ) -> Neighbors:
     """Exact k nearest neighbours of each query in the gallery.
@@ -90,6 +92,8 @@ def knn(
             included; up to 128 MiB for threads and libraries come on top. None: blocks of 64 MiB.
         checkpoint: a directory, made if it is not there, that keeps what is found so far: the same call, started again
             after it was stopped anywhere, goes on from there.
+        devices: list of devices ("cuda:0", ...), each of which scans a share of the gallery at the same time, the i-th
+            the i-th share; results are where the queries are. None: the device of the queries.
         info: also fill `.info`: the scan, the instruction set, how many scores float64 settled, and what fell back.
 
     Returns:
@@ -120,9 +124,11 @@ def knn(
         raise ValueError(f"scan: expected 'auto' or 'float32' for a dim above {LARGEST_CODED_DIM}, got 'int8'")
     from . import _ops
 
-    scans = _ops.SCANS[q.device.type]
-    if scan not in ("auto", *scans):
-        raise ValueError(f"scan: expected one of 'auto', {', '.join(map(repr, scans))} on {q.device}, got {scan!r}")
+    places = [q.device] if devices is None else as_devices(devices)
+    for place in places:
+        scans = _ops.SCANS[place.type]
+        if scan not in ("auto", *scans):
+            raise ValueError(f"scan: expected one of 'auto', {', '.join(map(repr, scans))} on {place}, got {scan!r}")
     search = Search(
         q,
         k,
@@ -132,7 +138,10 @@ def knn(
         coded=scan == "int8" or (scan == "auto" and codes_pay(q)),
         prepared=scan in ("auto", "int8") and x.codes is not None,
     )
-    keys, rows, facts = nearest(search, x, memory_limit, progress, checkpoint)
+    if devices is None:
+        keys, rows, facts = nearest(search, x, memory_limit, progress, checkpoint)
+    else:
+        keys, rows, facts = nearest_on(places, search, x, memory_limit, progress, checkpoint)
     found = Neighbors(like((-keys if metric == "l2" else keys).float(), queries), like(rows, queries))
     if info:
         precision = "int8" if search.coded or search.prepared else scans[1]

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and `--engine NAME`: only the tests that run on that engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,3 +45,20 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bin(folder / "g.i8bin", integers)
     np.save(folder / "bytes.npy", integers.numpy())
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", help="only the tests that run on this engine: cpu, simt, cuda")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if wanted := config.getoption("--engine"):
+        kept = [item for item in items if _engine_of(item).startswith(wanted)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def _engine_of(item: pytest.Item) -> str:
+    """Of a test with the fixture `engine`, or one of some engines, as `gpu`: the one that it runs on; else nothing."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return str(parameters.get("engine", parameters.get("gpu", "")))

@@ -9,18 +9,10 @@
 //                .row.col is the only layout there is; without .satfinite s32 wraps
 // The layouts of the fragments (csrc/simt/matrices.cpp) were also compared with CUTLASS's for SM80, stride by stride.
 #pragma once
-#ifdef __CUDACC_RTC__
-using int8_t = signed char;
-using uint8_t = unsigned char;
-using int16_t = short;
-using uint16_t = unsigned short;
-using int32_t = int;
-using uint32_t = unsigned;
-using int64_t = long long;
-using uint64_t = unsigned long long;
-#else
-#include <cstddef>
+#include <cmath>
 #include <cstdint>
+#ifndef __CUDACC_RTC__  // NVRTC, which has no standard library, finds those two in csrc/nvrtc
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #endif

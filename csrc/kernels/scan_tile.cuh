@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) scan_tile(TileParams p, Endin
   ending.finish();
 }
 
+#ifndef __CUDACC_RTC__  // which compiles what runs on the device alone
 // One launch over all queries and rows.
 template <class Ending>
 void launch_tile(const char* name, const TileParams& p, const Ending& ending, simt::Stream stream) {
@@ -82,6 +83,7 @@ void launch_tile(const char* name, const TileParams& p, const Ending& ending, si
   };
   p.kind == Coding::int8 ? launch(scan_tile<int32_t, Ending>) : launch(scan_tile<float, Ending>);
 }
+#endif
 
 }  // namespace
 }  // namespace graceful_fast
