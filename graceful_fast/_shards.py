@@ -85,7 +85,8 @@ def merged(shares: "list[Found]", k: int, device: "torch.device") -> "Found":
     """The k best of all; the shares are in the order of their rows, so that of equal keys the smaller row is first."""
     import torch
 
-    keys, rows = (torch.cat([share[part].to(device) for share in shares], 1) for part in (0, 1))
+    keys = torch.cat([share[0].to(device) for share in shares], 1)
+    rows = torch.cat([share[1].to(device) for share in shares], 1)
     order = keys.argsort(dim=1, descending=True, stable=True)[:, :k]
     facts: Counter[str] = Counter()
     for share in shares:
