@@ -16,7 +16,7 @@
 
 namespace simt::host {
 
-thread_local Thread* current = nullptr;
+constinit thread_local Thread* current = nullptr;
 
 constinit Machine* the_machine = nullptr;
 constinit std::mutex one_at_a_time;

@@ -139,7 +139,7 @@ struct Inside {
   Inside(const Inside&) = delete;
 };
 
-extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
+extern constinit thread_local Thread* current __attribute__((tls_model("initial-exec")));  // null: code of the host
 
 // Ends the launch with a message about the running thread: "kernel, block, thread: what, at file:line".
 [[noreturn]] void fail(const std::string& what);
