@@ -32,7 +32,9 @@ def as_devices(devices: Any) -> "list[torch.device]":
             device = torch.device(name)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"devices: expected devices as torch names them, got {name!r}") from error
-        index = device.index or 0
+        index = device.index
+        if index is None:
+            index = torch.cuda.current_device() if device.type == "cuda" and gpus else 0
         if index >= {"cpu": 1, "cuda": gpus}.get(device.type, 0):
             raise ValueError(f"devices: expected 'cpu', or 'cuda:i' of {gpus} GPUs, got {name!r}")
         known.append(torch.device("cuda", index) if device.type == "cuda" else torch.device("cpu"))
@@ -68,7 +70,8 @@ def nearest_on(
         return found
 
     queries = {device: search.queries.to(device) for device in devices}
-    for device in queries:
+    held = gallery.array.device if gallery.array is not None else search.queries.device
+    for device in {*queries, search.queries.device, held}:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # threads have streams of their own
     with ThreadPoolExecutor(len(queries)) as threads:
@@ -78,7 +81,10 @@ def nearest_on(
             shares = {i: found for one in done for i, found in one.result().items()}
         finally:
             told.stop.set()
-    return merged([shares[i] for i in sorted(shares)], search.k, search.queries.device)
+    best = merged([shares[i] for i in sorted(shares)], search.k, search.queries.device)
+    if search.queries.device.type == "cuda":
+        torch.cuda.synchronize(search.queries.device)  # the shares' memory goes back to the threads' streams
+    return best
 
 
 def merged(shares: "list[Found]", k: int, device: "torch.device") -> "Found":

@@ -120,8 +120,6 @@ def knn(
     x = as_gallery(gallery)
     k = check_shapes(q, x, k)
     memory_limit = as_bytes(memory_limit)
-    if scan == "int8" and x.dim > LARGEST_CODED_DIM:
-        raise ValueError(f"scan: expected 'auto' or 'float32' for a dim above {LARGEST_CODED_DIM}, got 'int8'")
     from . import _ops
 
     places = [q.device] if devices is None else as_devices(devices)
@@ -129,6 +127,8 @@ def knn(
         scans = _ops.SCANS[place.type]
         if scan not in ("auto", *scans):
             raise ValueError(f"scan: expected one of 'auto', {', '.join(map(repr, scans))} on {place}, got {scan!r}")
+        if scan == "int8" and x.dim > LARGEST_CODED_DIM:
+            raise ValueError(f"scan: expected 'auto' or {scans[1]!r} for a dim above {LARGEST_CODED_DIM}, got 'int8'")
     search = Search(
         q,
         k,

@@ -130,7 +130,8 @@ def _unmade(cupy: Any) -> Any:
 
 
 @pytest.mark.skipif(not GPU, reason="needs CuPy, a GPU and a torch with CUDA")
-def test_cupy_arrays_come_back_as_cupy() -> None:
+@pytest.mark.parametrize("engine", ["cuda"])
+def test_cupy_arrays_come_back_as_cupy(engine: str) -> None:
     cupy = importlib.import_module("cupy")
     q, x = vectors(5, 1), vectors(70, 2)
     found, expected = gf.knn(cupy.asarray(q), cupy.asarray(x), 3), gf.knn(q, x, 3)

@@ -163,3 +163,16 @@ def test_flips_reads_every_score_once(engine):
     ours, theirs = _bytes()
     assert ours == ("flips", 6 * (100 + WARP) * 4 + 6 * WARP * 8, 6)
     assert theirs == ("flips", 6 * (100 + WARP) * 4 + 6 * WARP * 8 + 6, 6)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "logits"])
+@pytest.mark.parametrize("old_classes", [4, 40])
+def test_a_row_without_any_possible_class_has_a_finite_gradient(engine, divergence, old_classes):
+    new, old, target = logits(3, 40, old_classes)
+    new[0] = -torch.inf
+    target[:] = 1
+    options = {"divergence": divergence, "cross_entropy_weight": 0.0, "focus": "all", "reduction": "none"}
+    rows, gradient = value_and_gradient(gf.focal_distillation_loss, new, old, target, **options)
+    assert rows[0].isinf()
+    assert torch.isfinite(gradient).all()
+    assert torch.isfinite(rows[1:]).all()

@@ -48,17 +48,17 @@ def observed(counts: gf.FlipCounts) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("way", ["compiled", "numpy", "torch", "simt", "simt-random", "cuda"])
+@pytest.mark.parametrize("engine", ["compiled", "numpy", "torch", "simt", "simt-random", "cuda"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_counts_are_those_of_a_sort(case: FlipCase, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_those_of_a_sort(case: FlipCase, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     old: Any = case.old
     new: Any = case.new
-    if way in ("numpy", "torch"):
+    if engine in ("numpy", "torch"):
         monkeypatch.setattr(flips_module, "_compiled", lambda *_: None)
-    elif way != "compiled":
-        engine = engines.use(way, monkeypatch)
-        old, new = (engine.place(as_tensor(scores, "scores")) for scores in (old, new))
-    if way == "torch":
+    elif engine != "compiled":
+        place = engines.use(engine, monkeypatch).place
+        old, new = (place(as_tensor(scores, "scores")) for scores in (old, new))
+    if engine == "torch":
         old, new = (torch.from_numpy(np.array(s, dtype=s.dtype.newbyteorder("="), order="C")) for s in (old, new))
     for topk in {1, min(2, case.old.shape[1], case.new.shape[1]), min(case.old.shape[1], case.new.shape[1])}:
         assert observed(gf.count_flips(old, new, case.target, topk=topk)) == expected_of(case.name, topk)

@@ -43,7 +43,7 @@ void gradient_block(const In* s, const In* t, int n, const RowStatistics& row, c
 template <class V, class In, class Out>
 void gradient_block(const In* s, int n, const RowStatistics& row, const Factors& f, Out* out, bool streamed) {
   using S = ScalarOf<V>;
-  const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
+  const S new_max = finite_frame<S>(row.new_max), e = S(f.e), smooth = S(f.smooth);
   for_vectors<V>(n, [&](int j, auto whole) {
     put<V, whole>(out, exponential(get<V, whole>(s, j, n) - new_max) * e - smooth, j, n, streamed);
   });
@@ -54,7 +54,7 @@ template <class V, class In, class Out>
 void gradient_block(const In* s, const In* t, int n, const RowStatistics& row, const Factors& f, ScalarOf<V> margin,
                     double factor, Out* out) {
   using S = ScalarOf<V>;
-  const S new_max = S(row.new_max), e = S(f.e), smooth = S(f.smooth);
+  const S new_max = finite_frame<S>(row.new_max), e = S(f.e), smooth = S(f.smooth);
   const V infinity = splat<V>(kInfinity), scale = splat<V>(factor);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);

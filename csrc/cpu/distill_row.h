@@ -125,12 +125,18 @@ class Pairs {
   int64_t next_ = 0;
 };
 
+// The greatest of logits that are all -inf has no distance to any of them.
+template <class S>
+S finite_frame(double greatest) {
+  return S(greatest == -kInfinity ? 0 : greatest);
+}
+
 template <class S>
 struct Frames {
   S new_max, new_frame, old_frame, shift, inverse;  // shift: new_frame - old_frame; inverse: of the temperature
 
   Frames(double new_max, double new_frame, double old_frame, S inverse)
-      : new_max(S(new_max == -kInfinity ? 0 : new_max)),
+      : new_max(finite_frame<S>(new_max)),
         new_frame(S(new_frame)),
         old_frame(S(old_frame)),
         shift(S(new_frame - old_frame)),

@@ -139,6 +139,8 @@ class Sides {
                  facts->scalar_type() == ScalarType::Float && facts->is_contiguous(),
              "scan", "facts: expected contiguous float32 (", gallery.rows, ", ", kFacts, ")");
     codes_ = op_.input<int8_t>(codes, "codes");
+    GF_CHECK(reinterpret_cast<uintptr_t>(codes_) % 16 == 0, "scan", "codes: expected an address of 16-byte steps, got ",
+             reinterpret_cast<uintptr_t>(codes_));
     facts_ = op_.input<float>(*facts, "facts");
   }
 
