@@ -421,3 +421,30 @@ def demo(
     screen = Console(stderr=True) if str(json_file) == "-" else console
     with json_output(json_file) as write_json:
         write_json(run(output, seeds=seeds, quick=quick, console=screen))
+
+
+train = typer.Typer(
+    name="train", help="Recipes of compatible training, measured over several seeds.", no_args_is_help=True
+)
+commands.add_typer(train)
+
+
+@train.command()
+def pct(
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder of the results; a stopped run goes on there.")
+    ] = Path("pct-output"),
+    part: Annotated[
+        str, typer.Option("--part", help="settings (four updates of digits), sweep (their options) or published.")
+    ] = "settings",
+    seeds: Annotated[int, typer.Option("--seeds", help="How often everything is trained.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs: one seed, few steps.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Positive-congruent training: error and negative flips of every objective in four kinds of update."""
+    from .training.recipes.pct_run import run
+
+    screen = Console(stderr=True) if str(json_file) == "-" else console
+    options = {"part": "--part", "seeds": "--seeds"}
+    with json_output(json_file) as write_json, naming(options):
+        write_json(run(output, part=cast(Any, part), seeds=seeds, quick=quick, console=screen))

@@ -36,6 +36,14 @@ def test_metric_learning_keeps_the_old_gallery_searchable() -> None:
     assert hits["compatible/compatible"] > hits["plain/plain"] - 0.05
 
 
+def test_positive_congruent_keeps_the_old_models_answers() -> None:
+    flips = example("positive_congruent", "mlxtend").main(epochs=4)
+    plain, distilled = flips["plain"], flips["focal distillation"]
+    assert plain.error_old == distilled.error_old
+    assert distilled.nfr < plain.nfr
+    assert distilled.error_new < plain.error_old
+
+
 # Lightning's own use of what torch deprecates, and its advice on loaders, files and modes.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 @pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers")

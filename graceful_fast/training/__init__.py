@@ -1,0 +1,1 @@
+"""Training of successors: objectives in plain torch, one loop, resumable results, recipes that measure them."""
