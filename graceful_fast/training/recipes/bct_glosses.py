@@ -1,0 +1,164 @@
+"""An update of published text encoders: a projection of MiniLM that fits a gallery made with WordLlama, by WordNet's topics.
+
+The old model is WordLlama as published: it has no head, so all of the frozen head's rows are mean embeddings of a topic.
+Both encoders stay as they are; the projection alone is trained.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from ...losses import InfluenceLoss
+from ...update.cascade import cascade
+from ...update.maps import Method, fit_map
+from .. import bct
+from ..loop import Objective, Training
+from ..results import Entry
+from .bct_digits import MAPPED, Options, options_of, plain
+from .cross_version import quality, update_entry
+from .glosses import PER_TOPIC, Glosses
+
+SCHEMA = "graceful_fast.train.bct.glosses/1"
+TRAINED = ("plain", "L2", "BCT", "BCT, arc margin", "hot-refresh", "hot-refresh, old negatives")
+OBJECTIVES = (*TRAINED, *MAPPED)
+SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the results."""
+
+    train: int = 60  # glosses of each topic
+    validation: int = 20
+    dim: int = 256
+    head_scale: float = 16.0
+    epochs: int = 30
+    batch: int = 128
+    peak_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    options: dict[str, Options] = field(default_factory=dict)
+    """Objective -> options that differ from its own."""
+
+
+class Projection(nn.Module):
+    """(N, 256 + 384) embeddings of both encoders -> unit embeddings made of MiniLM's, and logits by cosine."""
+
+    def __init__(self, recipe: Recipe, topics: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(384, recipe.dim)
+        self.head = nn.Linear(recipe.dim, topics, bias=False)
+        self.scale = recipe.head_scale
+
+    def forward(self, both: torch.Tensor) -> bct.Output:
+        """Embeddings and logits."""
+        embeddings = F.normalize(self.body(both[:, -384:]))
+        return embeddings, self.scale * F.linear(embeddings, F.normalize(self.head.weight))
+
+
+class OldHalf(nn.Module):
+    """The old encoder's embeddings of a batch of both."""
+
+    def forward(self, both: torch.Tensor) -> torch.Tensor:
+        """(N, 256 + 384) -> (N, 256)."""
+        return both[:, :-384]
+
+
+class Parts:
+    """Both encoders' embeddings side by side, of the glosses to train on, to choose by and to test on."""
+
+    def __init__(self, glosses: Glosses, recipe: Recipe) -> None:
+        self.topics = int(glosses.topics.max()) + 1
+        both = torch.cat([F.normalize(glosses.old), F.normalize(glosses.new)], dim=1)
+        sizes = [recipe.train, recipe.validation, PER_TOPIC - recipe.train - recipe.validation]
+        rows = [size * self.topics for size in sizes]
+        self.train, self.validation, self.test = (
+            TensorDataset(*part) for part in zip(both.split(rows), glosses.topics.split(rows), strict=True)
+        )
+
+
+def train(parts: Parts, recipe: Recipe, objective: Objective, seed: int) -> Projection:
+    """Train; a seed is a start and an order of batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Projection(recipe, parts.topics)
+        generator = torch.Generator().manual_seed(seed)
+        batches = DataLoader(parts.train, recipe.batch, shuffle=True, drop_last=True, generator=generator)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay)
+        steps = recipe.epochs * len(batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps)
+        Training(model, objective, optimizer, batches, schedule).run(recipe.epochs)
+    return model.eval()
+
+
+def objective_of(name: str, parts: Parts, options: Options) -> Objective:
+    """By its name in the tables."""
+    if name == "plain":
+        return plain
+    if name == "L2":
+        return bct.L2Compatible(OldHalf(), **options)
+    if name.startswith("hot-refresh"):
+        return bct.HotRefresh(OldHalf(), new_negatives=name == "hot-refresh", **options)
+    both, topics = parts.train.tensors
+    weight, of_head = options.get("weight", 1.0), {key: options[key] for key in options if key != "weight"}
+    margin: dict[str, Any] = {"margin": 0.2, "margin_type": "arc"} if "margin" in name else {}
+    head = bct.synthesised_head(OldHalf()(both), topics, classes=parts.topics)
+    return bct.BackwardCompatible(InfluenceLoss(head, normalize=True, **of_head, **margin), weight=weight)
+
+
+def measure(parts: Parts, recipe: Recipe, objective: str, seed: int, options: Options, part: TensorDataset) -> Entry:
+    """One entry of the results. Maps take MiniLM's own embeddings, without a projection: they need no labels."""
+    both, topics = part.tensors
+    old, encoder = both[:, :-384], both[:, -384:]
+    paragon = outputs(train(parts, recipe, plain, seed), both)
+    accuracy = None
+    if objective in MAPPED:
+        queries, gallery = mapped(parts, objective, encoder, old)
+        own = best = encoder
+    else:
+        model = train(parts, recipe, objective_of(objective, parts, options), seed)
+        own, logits = outputs(model, both)
+        accuracy = float((logits.argmax(1) == topics).double().mean())
+        queries, gallery, best = own, old, paragon[0]
+    entry = update_entry(
+        quality(old, old, topics),
+        quality(queries, gallery, topics),
+        quality(own, own, topics),
+        quality(best, best, topics),
+    )
+    return {"options": options, **entry, "accuracy": accuracy, "share": 1.0 if objective.startswith("BCT") else None}
+
+
+def outputs(model: nn.Module, both: torch.Tensor) -> bct.Output:
+    """Embeddings and logits."""
+    with torch.no_grad():
+        output: bct.Output = model(both)
+    return output
+
+
+def mapped(
+    parts: Parts, objective: str, queries: torch.Tensor, gallery: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MiniLM's queries and WordLlama's gallery in the space of the side that is not mapped."""
+    both = parts.train.tensors[0]
+    fitted = {"old": both[:, :-384], "new": both[:, -384:]}
+    source, target = ("old", "new") if objective.endswith(", gallery") else ("new", "old")
+    method: Method = "ridge" if objective.startswith("ridge") else "procrustes"
+    into = fit_map(fitted[source], fitted[target], source=source, target=target, method=method)
+    if source == "old":
+        return queries, torch.from_numpy(into(gallery, source="old", target="new"))
+    return torch.from_numpy(into(queries, source="new", target="old")), gallery
+
+
+def measure_cascade(
+    old: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, shortlist: int, k: int = 10
+) -> Entry:
+    """The share of right ones among the first and among the first `k` of a cascade of items that look for each other."""
+    ids = torch.arange(len(labels))
+    found = cascade(old, old, new, partial(torch.index_select, new, 0), k, shortlist=shortlist, query_ids=ids, gallery_ids=ids)
+    right = (labels[found.indices] == labels[:, None]).double()
+    return {"hit": float(right[:, 0].mean()), f"precision@{k}": float(right.mean())}
