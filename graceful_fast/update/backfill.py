@@ -75,7 +75,9 @@ def backfilled(order: Any, fraction: float) -> torch.Tensor:
     return done
 
 
-def joined_by_score(old_queries: Any, new_queries: Any, old_gallery: Any, new_gallery: Any, done: torch.Tensor) -> Joined:
+def joined_by_score(
+    old_queries: Any, new_queries: Any, old_gallery: Any, new_gallery: Any, done: torch.Tensor
+) -> Joined:
     """An index of old rows found by the old query and new rows found by the new query, merged by their cosines as they are.
 
     The merge that needs no training and no compatible model ("distance rank merge"): search both halves, each with its own
@@ -139,7 +141,11 @@ def area(fractions: Sequence[float], values: Sequence[float]) -> float:
         >>> area([0, 0.5, 1], [0.2, 0.6, 0.8])
         0.55
     """
-    if len(fractions) != len(values) or list(fractions[:1] + fractions[-1:]) != [0, 1] or sorted(fractions) != list(fractions):
+    if (
+        len(fractions) != len(values)
+        or list(fractions[:1] + fractions[-1:]) != [0, 1]
+        or sorted(fractions) != list(fractions)
+    ):
         raise ValueError(f"fractions: expected {len(values)} from 0 to 1, ascending, got {list(fractions)}")
     return float(np.trapezoid(values, fractions))
 

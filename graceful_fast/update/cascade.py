@@ -63,8 +63,12 @@ def cascade(
         knn(old_queries, old_gallery, shortlist, metric=metric, query_ids=query_ids, gallery_ids=gallery_ids).indices,
         "indices",
     ).cpu()
-    found = [_in_new_order(*block, new_embeddings, k, metric) for block in zip(*map(_blocks, (queries, near)), strict=True)]
-    scores, indices = (torch.cat(parts) for parts in zip(*found, strict=True)) if found else (near[:, :k].float(), near[:, :k])
+    found = [
+        _in_new_order(*block, new_embeddings, k, metric) for block in zip(*map(_blocks, (queries, near)), strict=True)
+    ]
+    scores, indices = (
+        (torch.cat(parts) for parts in zip(*found, strict=True)) if found else (near[:, :k].float(), near[:, :k])
+    )
     return Neighbors(scores, indices)
 
 

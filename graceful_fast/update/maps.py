@@ -88,7 +88,9 @@ def fit_map(
     """
     x, y = _rows(source_embeddings, "source_embeddings"), _rows(target_embeddings, "target_embeddings")
     if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"target_embeddings: expected the same 2 rows or more on both sides, got {len(x)} and {len(y)}")
+        raise ValueError(
+            f"target_embeddings: expected the same 2 rows or more on both sides, got {len(x)} and {len(y)}"
+        )
     if source == target:
         raise ValueError(f"target: expected another name than the source's, got {target!r} twice")
     if method not in ("procrustes", "ridge"):

@@ -17,15 +17,8 @@ from .cross_version import Quality, cosines, quality, ranked_quality
 SCHEMA = "graceful_fast.train.bct.backfill/1"
 SETTING = "more data"
 FRACTIONS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+ITEMS = 1500  # of the test images
 ORDERS = ("random", "uncertainty", "distance")
-VARIANTS = (
-    "BCT, one space",
-    "BCT, merged by score",
-    "plain, merged by score",
-    "plain, merged by rank",
-    "plain, old rows mapped",
-    "plain, one space",
-)
 
 
 class Galleries(NamedTuple):

@@ -166,9 +166,7 @@ class Models:
         if not known_only and len(weight) < new.classes:
             rows = self.rows(new)
             features, target = self.outputs(old, rows)[0], self.digits.images.labels[rows]
-            weight = bct.synthesised_head(
-                features, target, classes=new.classes, old_weight=weight, class_map=class_map
-            )
+            weight = bct.synthesised_head(features, target, classes=new.classes, old_weight=weight, class_map=class_map)
             class_map = torch.arange(new.classes)
         return InfluenceLoss(weight, normalize=True, class_map=class_map, **options)
 

@@ -26,6 +26,7 @@ from .glosses import PER_TOPIC, Glosses
 SCHEMA = "graceful_fast.train.bct.glosses/1"
 TRAINED = ("plain", "L2", "BCT", "BCT, arc margin", "hot-refresh", "hot-refresh, old negatives")
 OBJECTIVES = (*TRAINED, *MAPPED)
+NEW_DIM = 384
 SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -50,13 +51,13 @@ class Projection(nn.Module):
 
     def __init__(self, recipe: Recipe, topics: int) -> None:
         super().__init__()
-        self.body = nn.Linear(384, recipe.dim)
+        self.body = nn.Linear(NEW_DIM, recipe.dim)
         self.head = nn.Linear(recipe.dim, topics, bias=False)
         self.scale = recipe.head_scale
 
     def forward(self, both: torch.Tensor) -> bct.Output:
         """Embeddings and logits."""
-        embeddings = F.normalize(self.body(both[:, -384:]))
+        embeddings = F.normalize(self.body(both[:, -NEW_DIM:]))
         return embeddings, self.scale * F.linear(embeddings, F.normalize(self.head.weight))
 
 
@@ -65,7 +66,7 @@ class OldHalf(nn.Module):
 
     def forward(self, both: torch.Tensor) -> torch.Tensor:
         """(N, 256 + 384) -> (N, 256)."""
-        return both[:, :-384]
+        return both[:, :-NEW_DIM]
 
 
 class Parts:
@@ -113,7 +114,7 @@ def objective_of(name: str, parts: Parts, options: Options) -> Objective:
 def measure(parts: Parts, recipe: Recipe, objective: str, seed: int, options: Options, part: TensorDataset) -> Entry:
     """One entry of the results. Maps take MiniLM's own embeddings, without a projection: they need no labels."""
     both, topics = part.tensors
-    old, encoder = both[:, :-384], both[:, -384:]
+    old, encoder = both[:, :-NEW_DIM], both[:, -NEW_DIM:]
     paragon = outputs(train(parts, recipe, plain, seed), both)
     accuracy = None
     if objective in MAPPED:
@@ -145,7 +146,7 @@ def mapped(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """MiniLM's queries and WordLlama's gallery in the space of the side that is not mapped."""
     both = parts.train.tensors[0]
-    fitted = {"old": both[:, :-384], "new": both[:, -384:]}
+    fitted = {"old": both[:, :-NEW_DIM], "new": both[:, -NEW_DIM:]}
     source, target = ("old", "new") if objective.endswith(", gallery") else ("new", "old")
     method: Method = "ridge" if objective.startswith("ridge") else "procrustes"
     into = fit_map(fitted[source], fitted[target], source=source, target=target, method=method)
@@ -154,11 +155,11 @@ def mapped(
     return torch.from_numpy(into(queries, source="new", target="old")), gallery
 
 
-def measure_cascade(
-    old: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, shortlist: int, k: int = 10
-) -> Entry:
+def measure_cascade(old: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, shortlist: int, k: int = 10) -> Entry:
     """The share of right ones among the first and among the first `k` of a cascade of items that look for each other."""
     ids = torch.arange(len(labels))
-    found = cascade(old, old, new, partial(torch.index_select, new, 0), k, shortlist=shortlist, query_ids=ids, gallery_ids=ids)
+    found = cascade(
+        old, old, new, partial(torch.index_select, new, 0), k, shortlist=shortlist, query_ids=ids, gallery_ids=ids
+    )
     right = (labels[found.indices] == labels[:, None]).double()
     return {"hit": float(right[:, 0].mean()), f"precision@{k}": float(right.mean())}

@@ -63,4 +63,6 @@ def load_glosses() -> Glosses:
     texts, topics = read_glosses()
     # Its own way of going without a download looks in the wrong folder.
     words = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True, dim=256)
-    return Glosses(torch.from_numpy(as_numpy(words.embed(texts), "wordllama")), embedded(NEW, texts), torch.tensor(topics))
+    return Glosses(
+        torch.from_numpy(as_numpy(words.embed(texts), "wordllama")), embedded(NEW, texts), torch.tensor(topics)
+    )
