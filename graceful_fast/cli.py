@@ -462,7 +462,7 @@ def bct(
     quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs: one seed, few steps.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Backward-compatible training: new queries in the old gallery, chains of versions, galleries half embedded again."""
+    """Backward-compatible training: new queries in the old gallery, chains of versions, half a backfill."""
     from .training.recipes.bct_run import run
 
     screen = Console(stderr=True) if str(json_file) == "-" else console

@@ -93,12 +93,15 @@ def test_embeddings_of_another_width_meet_the_old_head_as_they_meet_the_old_gall
     assert fitted.shape == (ROWS, DIM)
     assert torch.equal(fitted[:, :shared], embeddings[:, :shared])
     assert not fitted[:, shared:].any()
-    loss = bct.BackwardCompatible(gf.InfluenceLoss(head(), normalize=True, scale=4.0))((embeddings, logits), None, target)
+    loss = bct.BackwardCompatible(gf.InfluenceLoss(head(), normalize=True, scale=4.0))(
+        (embeddings, logits), None, target
+    )
     cosine = F.normalize(embeddings[:, :shared]) @ F.normalize(head())[:, :shared].T
     expected = F.cross_entropy(logits, target) + F.cross_entropy(4.0 * cosine, target)
     assert near(loss, expected)
     loss.backward()
-    assert embeddings.grad[:, :shared].any() and not embeddings.grad[:, shared:].any()
+    assert embeddings.grad[:, :shared].any()
+    assert not embeddings.grad[:, shared:].any()
 
 
 def test_new_classes_get_mean_old_features_and_known_ones_keep_their_rows() -> None:
@@ -125,12 +128,11 @@ def test_a_head_that_cannot_be_synthesised_says_why() -> None:
         bct.synthesised_head(features, target[1:], classes=CLASSES)
     with pytest.raises(ValueError, match="expected both or neither"):
         bct.synthesised_head(features, target, classes=CLASSES, old_weight=head())
+    known, narrow = torch.arange(CLASSES), head()[:, :-1]
     with pytest.raises(ValueError, match=r"class_map: expected \(5,\) of -1\.\.1, got \[0, 1, 2, 3, 4\]"):
-        known = torch.arange(CLASSES)
         bct.synthesised_head(features, target, classes=CLASSES, old_weight=head(classes=2), class_map=known)
     with pytest.raises(ValueError, match=r"old_weight: expected \(C, 6\), got \(5, 5\)"):
-        narrow = head()[:, :-1]
-        bct.synthesised_head(features, target, classes=CLASSES, old_weight=narrow, class_map=torch.arange(CLASSES))
+        bct.synthesised_head(features, target, classes=CLASSES, old_weight=narrow, class_map=known)
 
 
 class Old(nn.Module):
@@ -163,7 +165,8 @@ def test_hot_refresh_is_the_sum_over_other_targets_row_by_row(new_negatives: boo
         terms.append(-torch.log(positive / total))
     assert near(loss, F.cross_entropy(logits, target) + 2.0 * torch.stack(terms).mean())
     loss.backward()
-    assert torch.isfinite(embeddings.grad).all() and embeddings.grad.any()
+    assert torch.isfinite(embeddings.grad).all()
+    assert embeddings.grad.any()
     assert all(parameter.grad is None for parameter in old.parameters())
 
 
@@ -213,7 +216,7 @@ def points(rotation: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_training_turns_the_new_space_into_the_old_one() -> None:
-    """The mechanism at its smallest: a new model in another basis finds the old gallery only through the influence loss."""
+    """The mechanism at its smallest: a model of another basis finds the old gallery by the influence loss alone."""
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(3, 3))[0]
     old_rows, target = points(torch.eye(3), 1)

@@ -101,9 +101,9 @@ def test_a_cascade_over_everything_is_the_new_models_search(metric: str) -> None
     generator = torch.Generator().manual_seed(0)
     old = torch.randn(40, 5, generator=generator)
     new = torch.randint(-2, 3, (40, 7), generator=generator).float() + 0.5  # with ties
-    queries = torch.arange(10)
-    found = cascade(old[:10], old, new[:10], new.__getitem__, 6, shortlist=40, metric=metric, query_ids=queries, gallery_ids=torch.arange(40))  # fmt: skip
-    expected = gf.knn(new[:10], new, 6, metric=metric, query_ids=queries, gallery_ids=torch.arange(40))
+    ids = {"query_ids": torch.arange(10), "gallery_ids": torch.arange(40)}
+    found = cascade(old[:10], old, new[:10], new.__getitem__, 6, shortlist=40, metric=metric, **ids)
+    expected = gf.knn(new[:10], new, 6, metric=metric, **ids)
     assert torch.equal(found.indices, expected.indices)
     assert bool(((found.scores - expected.scores).abs() <= 1e-6 * expected.scores.abs().clamp(min=1)).all())
 
@@ -126,9 +126,10 @@ def test_a_short_cascade_orders_the_old_models_rows_by_the_new_model() -> None:
     assert all(bool((rows.diff() > 0).all()) for rows in asked)
 
 
-def test_a_gallery_shorter_than_the_list_and_no_queries() -> None:
+def test_rows_that_are_missing_and_no_queries() -> None:
     rows = torch.eye(3)
-    found = cascade(rows, rows, rows, rows.__getitem__, 3, shortlist=5, query_ids=torch.arange(3), gallery_ids=torch.arange(3))  # fmt: skip
+    ids = torch.arange(3)
+    found = cascade(rows, rows, rows, rows.__getitem__, 3, shortlist=3, query_ids=ids, gallery_ids=ids)
     assert found.indices.tolist() == [[1, 2, -1], [0, 2, -1], [0, 1, -1]]
     assert found.scores[:, 2].tolist() == [-torch.inf] * 3
     assert cascade(rows[:0], rows, rows[:0], rows.__getitem__, 2, shortlist=2).indices.shape == (0, 2)
@@ -186,7 +187,7 @@ def test_area_under_a_backfill() -> None:
 
 def test_update_gain_is_undefined_where_the_paragon_is_no_better() -> None:
     assert update_gain(0.4, 0.3, 0.6) == pytest.approx(-0.5)
-    assert np.isnan(update_gain(0.4, 0.5, 0.4)) and np.isnan(update_gain(0.4, 0.5, 0.3))
+    assert np.isnan([update_gain(0.4, 0.5, 0.4), update_gain(0.4, 0.5, 0.3)]).all()
 
 
 def test_quality_of_scores_is_that_of_embeddings() -> None:

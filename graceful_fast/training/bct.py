@@ -1,11 +1,11 @@
 """Backward-compatible training: a new embedding whose queries find their like in the gallery that the old one left.
 
-An objective takes the place of the criterion in any training loop, ``objective(model(inputs), inputs, target)``, around a
-model that returns (embeddings, logits): the logits are those of its own head, on its own classes.
+An objective takes the place of the criterion in any training loop, ``objective(model(inputs), inputs, target)``, around
+a model that returns (embeddings, logits): the logits are those of its own head, on its own classes.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -63,7 +63,7 @@ def synthesised_head(
             `old_weight`.
 
     Returns:
-        (classes, D), of the features' dtype, without gradient: row c for new class c, so no class map is needed any more.
+        (classes, D), of the features' dtype, without gradient: row c for new class c, so no class map is needed.
 
     Raises:
         ValueError: A class to synthesise without a sample; shapes that do not match; one of `old_weight` and
@@ -141,7 +141,6 @@ class BackwardCompatible(nn.Module):
         (torch.Size([4, 3]), tensor([0.7500]))
     """
 
-    heads: nn.ModuleList
     share: torch.Tensor
 
     def __init__(self, *heads: InfluenceLoss, weight: float = 1.0, criterion: Criterion = F.cross_entropy) -> None:
@@ -156,7 +155,7 @@ class BackwardCompatible(nn.Module):
         """The loss of a batch; the inputs are not looked at."""
         embeddings, logits = output
         loss, shares = self.criterion(logits, target), []
-        for head in self.heads:
+        for head in cast(Iterable[InfluenceLoss], self.heads):
             loss = loss + self.weight * head(fit_width(embeddings, head.old_weight.shape[1]), target)
             counted = target != head.options["ignore_index"]
             if head.class_map is not None:
@@ -202,9 +201,9 @@ class L2Compatible(Objective):
 class HotRefresh(Objective):
     """The own loss plus ``weight`` times a contrast: a new embedding is to find its own old one before all others.
 
-    ``-log(p / (p + sum_j exp(<new_i, old_j> / T) + sum_j exp(<new_i, new_j> / T)))`` with ``p = exp(<new_i, old_i> / T)``,
-    unit embeddings, and j over the rows of the batch with another target. The new-new negatives keep apart what a gallery
-    in the middle of its backfill holds of both models.
+    ``-log(p / (p + sum_j exp(<new_i, old_j> / T) + sum_j exp(<new_i, new_j> / T)))`` with unit embeddings,
+    ``p = exp(<new_i, old_i> / T)`` and j over the rows of the batch with another target. The new-new negatives keep
+    apart what a gallery in the middle of its backfill holds of both models.
 
     Args:
         old: The old embedding model: inputs -> (B, D). Frozen. No head is needed.
@@ -223,7 +222,8 @@ class HotRefresh(Objective):
     Example:
         >>> import torch
         >>> from graceful_fast.training import bct
-        >>> objective = bct.HotRefresh(torch.nn.Identity(), temperature=1.0, criterion=lambda logits, target: logits.sum())
+        >>> own = lambda logits, target: logits.sum()
+        >>> objective = bct.HotRefresh(torch.nn.Identity(), temperature=1.0, criterion=own)
         >>> objective((torch.eye(2), torch.zeros(2, 2)), torch.eye(2), torch.tensor([0, 1]))  # log((e + 1 + 1) / e)
         tensor(0.5514)
     """

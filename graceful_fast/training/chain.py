@@ -44,8 +44,8 @@ def average_compatibility(matrix: Sequence[Sequence[float]]) -> float:
         ValueError: Fewer than two versions, or a row too short.
 
     Source:
-        Biondi et al., CoReS: Compatible Representations via Stationarity, TPAMI 2023; the published code counts a tie as
-        compatible, the criterion does not.
+        Biondi et al., CoReS: Compatible Representations via Stationarity, TPAMI 2023; its published code counts a tie
+        as compatible, the criterion does not.
 
     Example:
         >>> average_compatibility([[0.5], [0.6, 0.7], [0.5, 0.8, 0.9]])  # the third only equals the first

@@ -78,11 +78,11 @@ def backfilled(order: Any, fraction: float) -> torch.Tensor:
 def joined_by_score(
     old_queries: Any, new_queries: Any, old_gallery: Any, new_gallery: Any, done: torch.Tensor
 ) -> Joined:
-    """An index of old rows found by the old query and new rows found by the new query, merged by their cosines as they are.
+    """An index of old rows found by old queries and new rows found by new ones, merged by their cosines as they are.
 
-    The merge that needs no training and no compatible model ("distance rank merge"): search both halves, each with its own
-    model's query, and sort all that is found by score. Here as one search by inner product ("ip"): a query is both its unit
-    embeddings side by side, a gallery row one of its own and zeros.
+    The merge that needs no training and no compatible model ("distance rank merge"): search both halves, each with its
+    own model's query, and sort all that is found by score. Here as one search by inner product ("ip"): a query is both
+    its unit embeddings side by side, a gallery row one of its own and zeros.
 
     Args:
         old_queries: (Q, D_old).
@@ -141,11 +141,8 @@ def area(fractions: Sequence[float], values: Sequence[float]) -> float:
         >>> area([0, 0.5, 1], [0.2, 0.6, 0.8])
         0.55
     """
-    if (
-        len(fractions) != len(values)
-        or list(fractions[:1] + fractions[-1:]) != [0, 1]
-        or sorted(fractions) != list(fractions)
-    ):
+    steps = np.diff(fractions)
+    if len(fractions) != len(values) or not len(steps) or (fractions[0], fractions[-1]) != (0, 1) or (steps < 0).any():
         raise ValueError(f"fractions: expected {len(values)} from 0 to 1, ascending, got {list(fractions)}")
     return float(np.trapezoid(values, fractions))
 

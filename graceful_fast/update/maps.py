@@ -40,7 +40,8 @@ class LinearMap:
         rows = _rows(embeddings, "embeddings")
         if rows.shape[1] != len(self.matrix):
             raise ValueError(f"embeddings: expected {len(self.matrix)} columns, got {rows.shape[1]}")
-        return ((rows - self.source_mean) @ self.matrix + self.target_mean).astype(np.float32)
+        moved: np.ndarray = (rows - self.source_mean) @ self.matrix + self.target_mean
+        return moved.astype(np.float32)
 
 
 def fit_map(
@@ -54,9 +55,9 @@ def fit_map(
 ) -> LinearMap:
     """The map that takes each source embedding nearest to the target embedding of the same item, in least squares.
 
-    Both sides are centred. "procrustes": a rotation (or reflection) times one factor, ``c U V'`` from the singular value
-    decomposition ``X'Y = U diag(s) V'``, with ``c = sum(s) / |X U V'|^2``; of unequal widths, the rectangular part of
-    one. It keeps angles. "ridge": any matrix, ``(X'X + ridge * mean eigenvalue * I)^-1 X'Y``.
+    Both sides are centred. "procrustes": a rotation (or reflection) times one factor, ``c U V'`` from the singular
+    value decomposition ``X'Y = U diag(s) V'``, with ``c = sum(s) / |X U V'|^2``; of unequal widths, the rectangular
+    part of one. It keeps angles. "ridge": any matrix, ``(X'X + ridge * mean eigenvalue * I)^-1 X'Y``.
 
     Args:
         source_embeddings: (N, D_source) float; of unit length where the search is by cosine.
@@ -70,8 +71,8 @@ def fit_map(
         LinearMap, computed in float64.
 
     Raises:
-        ValueError: Shapes that do not match, fewer than 2 rows, values that are not finite, equal names, a source without
-            any spread, an unknown method or a bad ridge.
+        ValueError: Shapes that do not match, fewer than 2 rows, values that are not finite, equal names, a source
+            without any spread, an unknown method or a bad ridge.
 
     Source: Schoenemann, A generalized solution of the orthogonal Procrustes problem, Psychometrika 1966.
 

@@ -44,8 +44,9 @@ def galleries(models: Models, options: Options, rows: torch.Tensor) -> Galleries
     )
     old_rows, old_logits = models.outputs(old, rows)
     mapped = torch.from_numpy(into(old_rows, source="old", target="new"))
-    new = (models.outputs(model, rows)[0] for model in (plain, compatible))
-    return Galleries(old_rows, *new, F.normalize(mapped), old_logits, models.digits.images.labels[rows])
+    plain_rows, compatible_rows = (models.outputs(model, rows)[0] for model in (plain, compatible))
+    labels = models.digits.images.labels[rows]
+    return Galleries(old_rows, plain_rows, compatible_rows, F.normalize(mapped), old_logits, labels)
 
 
 def order_of(name: str, found: Galleries, seed: int) -> torch.Tensor:
@@ -96,7 +97,7 @@ def measure(found: Galleries, variant: str, order: str, seed: int) -> Entry:
 
 
 def measure_clusters(found: Galleries, seed: int) -> Entry:
-    """Clusters of the old, mixed and new galleries, as many as identities: agreement with these and with the old ones."""
+    """Clusters of old, mixed and new galleries, as many as identities: agreement with these and with the old ones."""
     half = backfilled(order_of("random", found, seed), 0.5)
     kinds = {
         "old": found.old,

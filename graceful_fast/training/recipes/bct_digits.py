@@ -1,5 +1,6 @@
 """Backward-compatible training on digits: four kinds of update, and what queries find in the gallery left behind."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,11 +10,10 @@ from torch.nn import functional as F
 
 from ...demo.images import SIDE
 from ...losses import InfluenceLoss
-from ...update.maps import Method, fit_map
 from .. import bct
 from ..loop import Objective, Training
 from ..results import Entry
-from .cross_version import quality, update_entry
+from .cross_version import MAPPED, mapped, quality, update_entry
 from .digits import Batches, Digits
 
 SCHEMA = "graceful_fast.train.bct/1"
@@ -46,7 +46,6 @@ SETTINGS = {
 }
 TRAINED = ("plain", "L2", "BCT", "BCT, cosine margin", "BCT, arc margin", "hot-refresh", "hot-refresh, old negatives")
 KNOWN_ONLY = "BCT, known classes"
-MAPPED = ("Procrustes", "ridge", "Procrustes, gallery", "ridge, gallery")
 
 
 def objectives_of(setting: str) -> tuple[str, ...]:
@@ -71,7 +70,7 @@ class Recipe:
 
 
 class Embedder(nn.Module):
-    """(N, 1, 28, 28) images -> unit embeddings, and logits that are their scaled cosines with the classes' directions."""
+    """(N, 1, 28, 28) images -> unit embeddings, and logits: their cosines with the classes' directions, scaled."""
 
     def __init__(self, made: Generation, scale: float) -> None:
         super().__init__()
@@ -184,9 +183,9 @@ class Models:
         return bct.BackwardCompatible(head, weight=weight)
 
 
-def options_of(recipe: Recipe, objective: str) -> Options:
+def options_of(options: Mapping[str, Options], objective: str) -> Options:
     """Those of an objective; all kinds of BCT and of hot-refresh share theirs."""
-    return recipe.options.get(objective.partition(",")[0], {})
+    return options.get(objective.partition(",")[0], {})
 
 
 def measure(models: Models, setting: str, objective: str, options: Options, rows: torch.Tensor) -> Entry:
@@ -207,7 +206,8 @@ def measure(models: Models, setting: str, objective: str, options: Options, rows
     )  # fmt: skip
     queries, gallery = new_rows, old_rows
     if objective in MAPPED:
-        queries, gallery = mapped(models, old, new, objective, new_rows, old_rows)
+        fit_old, fit_new = (models.outputs(model, models.digits.train)[0] for model in (old, new))
+        queries, gallery = mapped(objective, fit_old, fit_new, new_rows, old_rows)
     entry = update_entry(
         quality(old_rows, old_rows, labels),
         quality(queries, gallery, labels),
@@ -216,20 +216,3 @@ def measure(models: Models, setting: str, objective: str, options: Options, rows
     )
     accuracy = float((logits.argmax(1) == labels).double().mean())
     return {"options": options, **entry, "accuracy": accuracy, "share": share}
-
-
-def mapped(
-    models: Models, old: Embedder, new: Embedder, objective: str, queries: torch.Tensor, gallery: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries of the new model and the gallery of the old one in one space: that of the side that is not mapped.
-
-    The map is fitted to the new model's training images as both models see them.
-    """
-    rows = models.digits.train
-    fitted = {"old": models.outputs(old, rows)[0], "new": models.outputs(new, rows)[0]}
-    source, target = ("old", "new") if objective.endswith(", gallery") else ("new", "old")
-    method: Method = "ridge" if objective.startswith("ridge") else "procrustes"
-    into = fit_map(fitted[source], fitted[target], source=source, target=target, method=method)
-    if source == "old":
-        return queries, torch.from_numpy(into(gallery, source="old", target="new"))
-    return torch.from_numpy(into(queries, source="new", target="old")), gallery

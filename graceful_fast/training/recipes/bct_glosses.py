@@ -1,6 +1,6 @@
-"""An update of published text encoders: a projection of MiniLM that fits a gallery made with WordLlama, by WordNet's topics.
+"""An update of published text encoders: a projection of MiniLM that fits a gallery of WordNet's glosses by WordLlama.
 
-The old model is WordLlama as published: it has no head, so all of the frozen head's rows are mean embeddings of a topic.
+The old model is WordLlama as published: it has no head, so the frozen head's rows are mean embeddings of the topics.
 Both encoders stay as they are; the projection alone is trained.
 """
 
@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ...losses import InfluenceLoss
 from ...update.cascade import cascade
-from ...update.maps import Method, fit_map
 from .. import bct
 from ..loop import Objective, Training
 from ..results import Entry
-from .bct_digits import MAPPED, Options, options_of, plain
-from .cross_version import quality, update_entry
+from .bct_digits import Options, plain
+from .cross_version import MAPPED, mapped, quality, update_entry
 from .glosses import PER_TOPIC, Glosses
 
 SCHEMA = "graceful_fast.train.bct.glosses/1"
@@ -118,7 +117,8 @@ def measure(parts: Parts, recipe: Recipe, objective: str, seed: int, options: Op
     paragon = outputs(train(parts, recipe, plain, seed), both)
     accuracy = None
     if objective in MAPPED:
-        queries, gallery = mapped(parts, objective, encoder, old)
+        fitted = parts.train.tensors[0]
+        queries, gallery = mapped(objective, fitted[:, :-NEW_DIM], fitted[:, -NEW_DIM:], encoder, old)
         own = best = encoder
     else:
         model = train(parts, recipe, objective_of(objective, parts, options), seed)
@@ -141,22 +141,8 @@ def outputs(model: nn.Module, both: torch.Tensor) -> bct.Output:
     return output
 
 
-def mapped(
-    parts: Parts, objective: str, queries: torch.Tensor, gallery: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """MiniLM's queries and WordLlama's gallery in the space of the side that is not mapped."""
-    both = parts.train.tensors[0]
-    fitted = {"old": both[:, :-NEW_DIM], "new": both[:, -NEW_DIM:]}
-    source, target = ("old", "new") if objective.endswith(", gallery") else ("new", "old")
-    method: Method = "ridge" if objective.startswith("ridge") else "procrustes"
-    into = fit_map(fitted[source], fitted[target], source=source, target=target, method=method)
-    if source == "old":
-        return queries, torch.from_numpy(into(gallery, source="old", target="new"))
-    return torch.from_numpy(into(queries, source="new", target="old")), gallery
-
-
 def measure_cascade(old: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, shortlist: int, k: int = 10) -> Entry:
-    """The share of right ones among the first and among the first `k` of a cascade of items that look for each other."""
+    """The share of right ones at the first place and among the first `k`; the items look for each other."""
     ids = torch.arange(len(labels))
     found = cascade(
         old, old, new, partial(torch.index_select, new, 0), k, shortlist=shortlist, query_ids=ids, gallery_ids=ids

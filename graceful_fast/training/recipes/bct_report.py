@@ -69,7 +69,7 @@ def chain_table(policies: Mapping[str, Sequence[Entry]]) -> Table:
 
 
 def matrix_table(entries: Sequence[Entry]) -> Table:
-    """The mean cross-version matrix of one policy; an entry that beats its gallery's own version in all seeds is bold."""
+    """The mean cross-version matrix of one policy; bold: above the gallery's own version in all seeds."""
     versions = range(len(entries[0]["map"]))
     rows = []
     for i in versions:

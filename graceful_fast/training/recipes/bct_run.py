@@ -1,7 +1,7 @@
 """`graceful-fast train bct`: every part of the recipe, resumed where it was stopped, and what its results say."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from time import process_time
@@ -91,9 +91,16 @@ Measured = tuple[str, dict[str, Any], Iterable[tuple[str, Work]]]
 """Schema, recipe, and what to measure by the name of its entry."""
 
 
+def digits_recipe(quick: bool) -> bct_digits.Recipe:
+    """Of all parts on digits."""
+    return replace(bct_digits.Recipe(), steps=5) if quick else bct_digits.Recipe()
+
+
 def images(seeds: range, quick: bool, sweep: bool) -> Measured:
     """Updates on digits, or their options."""
-    recipe = bct_digits.Recipe(**({"options": {}} if sweep else {}), **({"steps": 5} if quick else {}))
+    recipe = digits_recipe(quick)
+    if sweep:
+        recipe = replace(recipe, options={})
 
     def work() -> Iterable[tuple[str, Work]]:
         digits = load_digits(recipe.train, recipe.validation)
@@ -107,7 +114,7 @@ def images(seeds: range, quick: bool, sweep: bool) -> Measured:
                 continue
             for setting in bct_digits.SETTINGS:
                 for objective in bct_digits.objectives_of(setting):
-                    options = bct_digits.options_of(recipe, objective)
+                    options = bct_digits.options_of(recipe.options, objective)
                     yield f"{setting}/{objective}/{seed}", partial(measure, setting, objective, options, digits.test)
 
     return bct_digits.SCHEMA, asdict(recipe), work()
@@ -115,7 +122,11 @@ def images(seeds: range, quick: bool, sweep: bool) -> Measured:
 
 def text(seeds: range, quick: bool, sweep: bool) -> Measured:
     """An update of encoders, or its options."""
-    recipe = bct_glosses.Recipe(**({"options": {}} if sweep else {}), **({"epochs": 1} if quick else {}))
+    recipe = bct_glosses.Recipe()
+    if quick:
+        recipe = replace(recipe, epochs=1)
+    if sweep:
+        recipe = replace(recipe, options={})
 
     def work() -> Iterable[tuple[str, Work]]:
         parts = bct_glosses.Parts(load_glosses(), recipe)
@@ -127,7 +138,7 @@ def text(seeds: range, quick: bool, sweep: bool) -> Measured:
                     yield name, partial(measure, objective, seed, options, parts.validation)
                 continue
             for objective in bct_glosses.OBJECTIVES:
-                options = bct_digits.options_of(recipe, objective)
+                options = bct_digits.options_of(recipe.options, objective)
                 yield f"{objective}/{seed}", partial(measure, objective, seed, options, parts.test)
         if not sweep:
             both, topics = parts.test.tensors
@@ -140,11 +151,11 @@ def text(seeds: range, quick: bool, sweep: bool) -> Measured:
 
 def chain(seeds: range, quick: bool, sweep: bool) -> Measured:
     """Four versions on digits."""
-    recipe = bct_digits.Recipe(**({"steps": 5} if quick else {}))
+    recipe = digits_recipe(quick)
 
     def work() -> Iterable[tuple[str, Work]]:
         digits = load_digits(recipe.train, recipe.validation)
-        options = bct_digits.options_of(recipe, "BCT")
+        options = bct_digits.options_of(recipe.options, "BCT")
         for seed in seeds:
             models = bct_digits.Models(digits, recipe, seed)
             for policy in get_args(Policy):
@@ -155,14 +166,14 @@ def chain(seeds: range, quick: bool, sweep: bool) -> Measured:
 
 def backfill(seeds: range, quick: bool, sweep: bool) -> Measured:
     """Mixed galleries of digits."""
-    recipe = bct_digits.Recipe(**({"steps": 5} if quick else {}))
+    recipe = digits_recipe(quick)
 
     def work() -> Iterable[tuple[str, Work]]:
         digits = load_digits(recipe.train, recipe.validation)
         rows = digits.test[: bct_backfill.ITEMS]
         for seed in seeds:
             found = bct_backfill.galleries(
-                bct_digits.Models(digits, recipe, seed), bct_digits.options_of(recipe, "BCT"), rows
+                bct_digits.Models(digits, recipe, seed), bct_digits.options_of(recipe.options, "BCT"), rows
             )
             for variant in bct_backfill.SEARCHES:
                 for order in bct_backfill.ORDERS:

@@ -7,7 +7,7 @@ import torch
 from .. import bct
 from ..chain import Policy, average_compatibility, must_fit
 from ..results import Entry
-from .bct_digits import Embedder, Generation, Models, Options, plain
+from .bct_digits import Embedder, Generation, Models, Options
 from .cross_version import quality
 
 SCHEMA = "graceful_fast.train.chain/1"

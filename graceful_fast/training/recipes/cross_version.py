@@ -7,9 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from ...metrics import retrieval_metrics
+from ...update.maps import Method, fit_map
 from ...update.matrix import update_gain
 from ..bct import fit_width
 from ..results import Entry
+
+MAPPED = ("Procrustes", "ridge", "Procrustes, gallery", "ridge, gallery")
+"""Of a new model not trained to fit: its queries mapped into the old space, or the old gallery into the new one."""
 
 
 class Quality(NamedTuple):
@@ -21,7 +25,7 @@ class Quality(NamedTuple):
 
 
 def quality(queries: torch.Tensor, gallery: torch.Tensor, labels: torch.Tensor, metric: str = "cosine") -> Quality:
-    """Of queries that are the gallery's items, each without itself; wider or narrower ones are fitted to the gallery."""
+    """Of queries that are the gallery's items, each without itself; their width is fitted to the gallery's."""
     ids = torch.arange(len(labels))
     found = retrieval_metrics(
         fit_width(queries, gallery.shape[1]),
@@ -62,3 +66,23 @@ def update_entry(old: Quality, across: Quality, new: Quality, paragon: Quality) 
         "compatible": across.map > old.map,
         "gain": None if math.isnan(gain) else gain,
     }
+
+
+def mapped(
+    name: str, fit_old: torch.Tensor, fit_new: torch.Tensor, queries: torch.Tensor, gallery: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """New queries and an old gallery in the space of the side that is not mapped.
+
+    Args:
+        name: One of `MAPPED`.
+        fit_old: What the map is fitted to: embeddings of training items by the old model.
+        fit_new: The same items by the new model.
+        queries: Embeddings by the new model.
+        gallery: Embeddings by the old model.
+    """
+    method: Method = "ridge" if name.startswith("ridge") else "procrustes"
+    if name.endswith(", gallery"):
+        to_new = fit_map(fit_old, fit_new, source="old", target="new", method=method)
+        return queries, torch.from_numpy(to_new(gallery, source="old", target="new"))
+    to_old = fit_map(fit_new, fit_old, source="new", target="old", method=method)
+    return torch.from_numpy(to_old(queries, source="new", target="old")), gallery
