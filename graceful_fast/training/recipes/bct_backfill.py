@@ -9,15 +9,13 @@ from torch.nn import functional as F
 
 from ...clusters import cluster_agreement
 from ...update.backfill import area, backfilled, by_distance, by_uncertainty, joined_by_rank, joined_by_score
-from ...update.maps import fit_map
 from ..results import Entry
 from .bct_digits import SETTINGS, Models, Options
-from .cross_version import Quality, cosines, quality, ranked_quality
+from .cross_version import Quality, cosines, mapped, quality, ranked_quality
 
 SCHEMA = "graceful_fast.train.bct.backfill/1"
 SETTING = "more data"
-FRACTIONS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-ITEMS = 1500  # of the test images
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ORDERS = ("random", "uncertainty", "distance")
 
 
@@ -33,20 +31,17 @@ class Galleries(NamedTuple):
     labels: torch.Tensor
 
 
-def galleries(models: Models, options: Options, rows: torch.Tensor) -> Galleries:
+def galleries(models: Models, options: Options) -> Galleries:
     """Of one seed."""
     before, after = SETTINGS[SETTING]
     old, plain = models.plain(before), models.plain(after, 1)
-    compatible = models.train(after, models.objective("BCT", old, after, options), 1)
-    train = models.digits.train
-    into = fit_map(
-        models.outputs(old, train)[0], models.outputs(plain, train)[0], source="old", target="new", method="ridge"
+    compatible = models.train(after, models.objective("BCT", old.model, after, options), 1)
+    fit_old, fit_new = (models.outputs(side.model, models.digits.train)[0] for side in (old, plain))
+    _, mapped_rows = mapped("ridge, gallery", fit_old, fit_new, plain.embeddings, old.embeddings)
+    compatible_rows = models.outputs(compatible, models.items)[0]
+    return Galleries(
+        old.embeddings, plain.embeddings, compatible_rows, F.normalize(mapped_rows), old.logits, models.labels
     )
-    old_rows, old_logits = models.outputs(old, rows)
-    mapped = torch.from_numpy(into(old_rows, source="old", target="new"))
-    plain_rows, compatible_rows = (models.outputs(model, rows)[0] for model in (plain, compatible))
-    labels = models.digits.images.labels[rows]
-    return Galleries(old_rows, plain_rows, compatible_rows, F.normalize(mapped), old_logits, labels)
 
 
 def order_of(name: str, found: Galleries, seed: int) -> torch.Tensor:

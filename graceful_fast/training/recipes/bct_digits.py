@@ -13,7 +13,7 @@ from ...losses import InfluenceLoss
 from .. import bct
 from ..loop import Objective, Training
 from ..results import Entry
-from .cross_version import MAPPED, mapped, quality, update_entry
+from .cross_version import MAPPED, Quality, mapped, quality, update_entry
 from .digits import Batches, Digits
 
 SCHEMA = "graceful_fast.train.bct/1"
@@ -37,7 +37,7 @@ class Setting(NamedTuple):
     new: Generation
 
 
-FEW, MANY = Generation(100, 4), Generation(1000, 12)
+FEW, MANY = Generation(100, 4), Generation(1000, 8)
 SETTINGS = {
     "more data": Setting(FEW, MANY),
     "more classes": Setting(FEW._replace(images=200, classes=5), MANY),
@@ -49,7 +49,9 @@ KNOWN_ONLY = "BCT, known classes"
 
 
 def objectives_of(setting: str) -> tuple[str, ...]:
-    """Those that are measured there."""
+    """Those that are measured there: margins and negatives where the widths are equal."""
+    if setting in ("wider", "narrower"):
+        return ("plain", "L2", "BCT", "hot-refresh", *MAPPED)
     return (*TRAINED, *([KNOWN_ONLY] if setting == "more classes" else []), *MAPPED)
 
 
@@ -59,8 +61,9 @@ class Recipe:
 
     train: int = 1000
     validation: int = 1000
+    items: int = 1000  # of the images to test on: queries and gallery
     head_scale: float = 16.0
-    steps: int = 300
+    steps: int = 150
     batch: int = 64
     peak_rate: float = 4e-3
     weight_decay: float = 1e-2
@@ -112,18 +115,41 @@ def plain(output: bct.Output, inputs: Any, target: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(output[1], target)
 
 
+class Answers(NamedTuple):
+    """A model and what it makes of the items that are measured on."""
+
+    model: Embedder
+    embeddings: torch.Tensor
+    logits: torch.Tensor
+    own: Quality
+    """Its queries in its own gallery."""
+
+
 class Models:
-    """The models of one seed; the plain ones are trained once."""
+    """The models of one seed; the plain ones are trained and measured once.
 
-    def __init__(self, digits: Digits, recipe: Recipe, seed: int) -> None:
-        self.digits, self.recipe, self.seed = digits, recipe, seed
-        self._plain: dict[tuple[Generation, int], Embedder] = {}
+    Args:
+        digits: Images and their parts.
+        recipe: How models are made.
+        seed: Of all that is random.
+        rows: The images that are measured on, queries and gallery.
+    """
 
-    def plain(self, made: Generation, number: int = 0) -> Embedder:
-        """Trained by its own loss alone; all numbers differ in seed alone."""
+    def __init__(self, digits: Digits, recipe: Recipe, seed: int, rows: torch.Tensor) -> None:
+        self.digits, self.recipe, self.seed, self.items = digits, recipe, seed, rows
+        self.labels = digits.images.labels[rows]
+        self._plain: dict[tuple[Generation, int], Answers] = {}
+
+    def plain(self, made: Generation, number: int = 0) -> Answers:
+        """Of one trained by its own loss alone; all numbers differ in seed alone."""
         if (made, number) not in self._plain:
-            self._plain[made, number] = self.train(made, plain, number)
+            self._plain[made, number] = self.answers(self.train(made, plain, number))
         return self._plain[made, number]
+
+    def answers(self, model: Embedder) -> Answers:
+        """On the items that are measured on."""
+        embeddings, logits = self.outputs(model, self.items)
+        return Answers(model, embeddings, logits, quality(embeddings, embeddings, self.labels))
 
     def rows(self, made: Generation) -> torch.Tensor:
         """The images that this generation trains on."""
@@ -188,31 +214,21 @@ def options_of(options: Mapping[str, Options], objective: str) -> Options:
     return options.get(objective.partition(",")[0], {})
 
 
-def measure(models: Models, setting: str, objective: str, options: Options, rows: torch.Tensor) -> Entry:
-    """One entry of the results: an update by that objective, on these images."""
+def measure(models: Models, setting: str, objective: str, options: Options) -> Entry:
+    """One entry of the results: an update by that objective."""
     before, after = SETTINGS[setting]
-    old, paragon = models.plain(before), models.plain(after, 1)
-    labels, share = models.digits.images.labels[rows], None
-    if objective in MAPPED:
-        new = paragon
-    else:
-        built = models.objective(objective, old, after, options)
-        new = paragon if objective == "plain" else models.train(after, built, 1)
+    old, paragon, share = models.plain(before), models.plain(after, 1), None
+    new = paragon
+    if objective != "plain" and objective not in MAPPED:
+        built = models.objective(objective, old.model, after, options)
+        new = models.answers(models.train(after, built, 1))
         if isinstance(built, bct.BackwardCompatible):
             class_map, target = built.heads[0].class_map, models.digits.images.labels[models.rows(after)]
             share = float((class_map[target] >= 0).double().mean())  # type: ignore[index]
-    old_rows, (new_rows, logits), paragon_rows = (
-        models.outputs(old, rows)[0], models.outputs(new, rows), models.outputs(paragon, rows)[0]
-    )  # fmt: skip
-    queries, gallery = new_rows, old_rows
+    queries, gallery = new.embeddings, old.embeddings
     if objective in MAPPED:
-        fit_old, fit_new = (models.outputs(model, models.digits.train)[0] for model in (old, new))
-        queries, gallery = mapped(objective, fit_old, fit_new, new_rows, old_rows)
-    entry = update_entry(
-        quality(old_rows, old_rows, labels),
-        quality(queries, gallery, labels),
-        quality(new_rows, new_rows, labels),
-        quality(paragon_rows, paragon_rows, labels),
-    )
-    accuracy = float((logits.argmax(1) == labels).double().mean())
+        fit_old, fit_new = (models.outputs(side.model, models.digits.train)[0] for side in (old, new))
+        queries, gallery = mapped(objective, fit_old, fit_new, queries, gallery)
+    entry = update_entry(old.own, quality(queries, gallery, models.labels), new.own, paragon.own)
+    accuracy = float((new.logits.argmax(1) == models.labels).double().mean())
     return {"options": options, **entry, "accuracy": accuracy, "share": share}

@@ -14,7 +14,7 @@ from ..chain import Policy
 from ..results import Entry, Results
 from . import bct_backfill, bct_digits, bct_glosses, bct_report, bct_sweep, chain_digits
 from .bct_report import Table, grouped
-from .digits import load_digits
+from .digits import Digits, load_digits
 from .glosses import load_glosses
 from .pct_report import markdown
 
@@ -96,6 +96,13 @@ def digits_recipe(quick: bool) -> bct_digits.Recipe:
     return replace(bct_digits.Recipe(), steps=5) if quick else bct_digits.Recipe()
 
 
+def digits_of(recipe: bct_digits.Recipe, quick: bool) -> Digits:
+    """Images, cut to those that are measured on; few where it is to be quick."""
+    digits = load_digits(recipe.train, recipe.validation)
+    items = 100 if quick else recipe.items
+    return digits._replace(validation=digits.validation[:items], test=digits.test[:items])
+
+
 def images(seeds: range, quick: bool, sweep: bool) -> Measured:
     """Updates on digits, or their options."""
     recipe = digits_recipe(quick)
@@ -103,19 +110,19 @@ def images(seeds: range, quick: bool, sweep: bool) -> Measured:
         recipe = replace(recipe, options={})
 
     def work() -> Iterable[tuple[str, Work]]:
-        digits = load_digits(recipe.train, recipe.validation)
+        digits = digits_of(recipe, quick)
         for seed in seeds:
-            models = bct_digits.Models(digits, recipe, seed)
+            models = bct_digits.Models(digits, recipe, seed, digits.validation if sweep else digits.test)
             measure = partial(bct_digits.measure, models)
             if sweep:
                 for objective, options in bct_sweep.grid():
                     name = f"{bct_sweep.name_of(objective, options)}/{seed}"
-                    yield name, partial(measure, "more data", objective, options, digits.validation)
+                    yield name, partial(measure, "more data", objective, options)
                 continue
             for setting in bct_digits.SETTINGS:
                 for objective in bct_digits.objectives_of(setting):
                     options = bct_digits.options_of(recipe.options, objective)
-                    yield f"{setting}/{objective}/{seed}", partial(measure, setting, objective, options, digits.test)
+                    yield f"{setting}/{objective}/{seed}", partial(measure, setting, objective, options)
 
     return bct_digits.SCHEMA, asdict(recipe), work()
 
@@ -154,12 +161,12 @@ def chain(seeds: range, quick: bool, sweep: bool) -> Measured:
     recipe = digits_recipe(quick)
 
     def work() -> Iterable[tuple[str, Work]]:
-        digits = load_digits(recipe.train, recipe.validation)
+        digits = digits_of(recipe, quick)
         options = bct_digits.options_of(recipe.options, "BCT")
         for seed in seeds:
-            models = bct_digits.Models(digits, recipe, seed)
+            models = bct_digits.Models(digits, recipe, seed, digits.test)
             for policy in get_args(Policy):
-                yield f"{policy}/{seed}", partial(chain_digits.measure, models, policy, options, digits.test)
+                yield f"{policy}/{seed}", partial(chain_digits.measure, models, policy, options)
 
     return chain_digits.SCHEMA, asdict(recipe), work()
 
@@ -169,12 +176,10 @@ def backfill(seeds: range, quick: bool, sweep: bool) -> Measured:
     recipe = digits_recipe(quick)
 
     def work() -> Iterable[tuple[str, Work]]:
-        digits = load_digits(recipe.train, recipe.validation)
-        rows = digits.test[: bct_backfill.ITEMS]
+        digits = digits_of(recipe, quick)
         for seed in seeds:
-            found = bct_backfill.galleries(
-                bct_digits.Models(digits, recipe, seed), bct_digits.options_of(recipe.options, "BCT"), rows
-            )
+            models = bct_digits.Models(digits, recipe, seed, digits.test)
+            found = bct_backfill.galleries(models, bct_digits.options_of(recipe.options, "BCT"))
             for variant in bct_backfill.SEARCHES:
                 for order in bct_backfill.ORDERS:
                     yield f"{variant}/{order}/{seed}", partial(bct_backfill.measure, found, variant, order, seed)

@@ -14,9 +14,9 @@ COST_ALLOWED = 0.02
 
 GRID: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "plain": {},
-    "L2": {"weight": (0.3, 1.0, 3.0, 10.0, 30.0)},
+    "L2": {"weight": (0.3, 1.0, 3.0, 10.0)},
     "BCT": {"scale": (4.0, 8.0, 16.0), "weight": (1.0, 3.0, 10.0)},
-    "hot-refresh": {"temperature": (0.05, 0.1, 0.2), "weight": (0.3, 1.0, 3.0)},
+    "hot-refresh": {"temperature": (0.05, 0.1, 0.2), "weight": (0.3, 1.0)},
 }
 
 
