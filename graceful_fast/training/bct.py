@@ -71,8 +71,8 @@ def synthesised_head(
         IndexError: A target outside 0..classes - 1.
 
     Source:
-        Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, section 3.3; weight imprinting,
-        Qi et al., CVPR 2018.
+        Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020: synthesised classifier weights, as
+        in weight imprinting, Qi et al., CVPR 2018.
 
     Example:
         >>> import torch
@@ -176,7 +176,7 @@ class L2Compatible(Objective):
         criterion: As in `BackwardCompatible`.
 
     Source:
-        Shen et al., CVPR 2020, section 4: the naive l2 baseline.
+        The naive baseline of Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020.
 
     Example:
         >>> import torch
@@ -217,7 +217,7 @@ class HotRefresh(Objective):
 
     Source:
         Zhang et al., Hot-Refresh Model Upgrades with Regression-Alleviating Compatible Training in Image Retrieval,
-        ICLR 2022, eq. 6.
+        ICLR 2022.
 
     Example:
         >>> import torch

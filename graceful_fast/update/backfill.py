@@ -46,7 +46,7 @@ def by_distance(old_gallery: Any, labels: Any) -> np.ndarray:
     Returns:
         (N,) int64; equal distances in ascending order.
 
-    Source: the order of Ricci et al., λ-Orthogonality Regularization for Compatible Representation Learning, 2025.
+    Source: an order of λ-Orthogonality Regularization for Compatible Representation Learning, NeurIPS 2025.
 
     Example:
         >>> by_distance(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), [0, 0, 0])
@@ -135,7 +135,7 @@ def area(fractions: Sequence[float], values: Sequence[float]) -> float:
         fractions: From 0 to 1, ascending.
         values: The metric at each.
 
-    Source: Jaeckle et al., FastFill, ICLR 2023.
+    Source: Jaeckle et al., FastFill: Efficient Compatible Model Update, ICLR 2023.
 
     Example:
         >>> area([0, 0.5, 1], [0.2, 0.6, 0.8])

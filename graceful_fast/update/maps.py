@@ -74,7 +74,7 @@ def fit_map(
         ValueError: Shapes that do not match, fewer than 2 rows, values that are not finite, equal names, a source
             without any spread, an unknown method or a bad ridge.
 
-    Source: Schoenemann, A generalized solution of the orthogonal Procrustes problem, Psychometrika 1966.
+    Source: Schönemann, A generalized solution of the orthogonal Procrustes problem, Psychometrika 1966.
 
     Example:
         >>> import numpy as np

@@ -44,7 +44,18 @@ SETTINGS = {
     "wider": Setting(FEW, MANY._replace(dim=64)),
     "narrower": Setting(FEW, MANY._replace(dim=16)),
 }
-TRAINED = ("plain", "L2", "BCT", "BCT, cosine margin", "BCT, arc margin", "hot-refresh", "hot-refresh, old negatives")
+CONTROL = "plain, two scales"
+"""No old model at all: what BCT does through the old head, done through the own one."""
+TRAINED = (
+    "plain",
+    CONTROL,
+    "L2",
+    "BCT",
+    "BCT, cosine margin",
+    "BCT, arc margin",
+    "hot-refresh",
+    "hot-refresh, old negatives",
+)
 KNOWN_ONLY = "BCT, known classes"
 
 
@@ -68,7 +79,13 @@ class Recipe:
     peak_rate: float = 4e-3
     weight_decay: float = 1e-2
     strength: float = 0.2  # of the distortions: 0.2 turns by up to 11 degrees, moves by up to 2.8 pixels
-    options: dict[str, Options] = field(default_factory=dict)
+    options: dict[str, Options] = field(
+        default_factory=lambda: {
+            "L2": {"weight": 10.0},
+            "BCT": {"scale": 4.0, "weight": 10.0},
+            "hot-refresh": {"temperature": 0.1, "weight": 3.0},
+        }
+    )
     """Objective -> options that differ from its own."""
 
 
@@ -113,6 +130,15 @@ class Embedding(nn.Module):
 def plain(output: bct.Output, inputs: Any, target: torch.Tensor) -> torch.Tensor:
     """The own loss alone."""
     return F.cross_entropy(output[1], target)
+
+
+def two_scales(head_scale: float, scale: float, weight: float) -> Objective:
+    """The own loss at its own scale and at another one."""
+
+    def objective(output: bct.Output, inputs: Any, target: torch.Tensor) -> torch.Tensor:
+        return plain(output, inputs, target) + weight * F.cross_entropy(output[1] * (scale / head_scale), target)
+
+    return objective
 
 
 class Answers(NamedTuple):
@@ -199,6 +225,8 @@ class Models:
         """By its name in the tables."""
         if name == "plain":
             return plain
+        if name == CONTROL:
+            return two_scales(self.recipe.head_scale, **options)
         if name == "L2":
             return bct.L2Compatible(Embedding(old), **options)
         if name.startswith("hot-refresh"):
@@ -210,8 +238,8 @@ class Models:
 
 
 def options_of(options: Mapping[str, Options], objective: str) -> Options:
-    """Those of an objective; all kinds of BCT and of hot-refresh share theirs."""
-    return options.get(objective.partition(",")[0], {})
+    """Those of an objective; all kinds of BCT, its control among them, and of hot-refresh share theirs."""
+    return options.get("BCT" if objective == CONTROL else objective.partition(",")[0], {})
 
 
 def measure(models: Models, setting: str, objective: str, options: Options) -> Entry:

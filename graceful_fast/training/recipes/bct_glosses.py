@@ -18,12 +18,12 @@ from ...update.cascade import cascade
 from .. import bct
 from ..loop import Objective, Training
 from ..results import Entry
-from .bct_digits import Options, plain
+from .bct_digits import CONTROL, Options, plain, two_scales
 from .cross_version import MAPPED, Quality, mapped, quality, update_entry
 from .glosses import PER_TOPIC, Glosses
 
 SCHEMA = "graceful_fast.train.bct.glosses/1"
-TRAINED = ("plain", "L2", "BCT", "BCT, arc margin", "hot-refresh", "hot-refresh, old negatives")
+TRAINED = ("plain", CONTROL, "L2", "BCT", "BCT, arc margin", "hot-refresh", "hot-refresh, old negatives")
 OBJECTIVES = (*TRAINED, *MAPPED)
 NEW_DIM = 384
 SHORTLISTS = (10, 20, 50, 100, 200, 500, 1000)
@@ -41,7 +41,13 @@ class Recipe:
     batch: int = 128
     peak_rate: float = 2e-3
     weight_decay: float = 1e-2
-    options: dict[str, Options] = field(default_factory=dict)
+    options: dict[str, Options] = field(
+        default_factory=lambda: {
+            "L2": {"weight": 3.0},
+            "BCT": {"scale": 4.0, "weight": 10.0},
+            "hot-refresh": {"temperature": 0.2, "weight": 1.0},
+        }
+    )
     """Objective -> options that differ from its own."""
 
 
@@ -96,10 +102,12 @@ def train(parts: Parts, recipe: Recipe, objective: Objective, seed: int) -> Proj
     return model.eval()
 
 
-def objective_of(name: str, parts: Parts, options: Options) -> Objective:
+def objective_of(name: str, parts: Parts, recipe: Recipe, options: Options) -> Objective:
     """By its name in the tables."""
     if name == "plain":
         return plain
+    if name == CONTROL:
+        return two_scales(recipe.head_scale, **options)
     if name == "L2":
         return bct.L2Compatible(OldHalf(), **options)
     if name.startswith("hot-refresh"):
@@ -127,7 +135,9 @@ def measure(parts: Parts, recipe: Recipe, objective: str, seed: int, options: Op
         (embeddings, logits), best = parts.paragons[seed, len(both)]
         own = best
         if objective != "plain":
-            embeddings, logits = outputs(train(parts, recipe, objective_of(objective, parts, options), seed), both)
+            embeddings, logits = outputs(
+                train(parts, recipe, objective_of(objective, parts, recipe, options), seed), both
+            )
             own = quality(embeddings, embeddings, topics)
         accuracy = float((logits.argmax(1) == topics).double().mean())
         queries, gallery = embeddings, old
