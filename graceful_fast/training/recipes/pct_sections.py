@@ -10,7 +10,7 @@ import re
 import subprocess
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,25 @@ SECTIONS = (
     "database", "editors", "electronics", "fonts", "games", "graphics", "mail", "math", "net", "science", "sound",
 )  # fmt: skip
 DIM = 384
-OBJECTIVES = ("reseed", "plain", "naive", "FD-KL", "FD-LM", "ensemble", "ensemble after one", "ELODI after plain")
+OBJECTIVES = (
+    "reseed",
+    "plain",
+    "naive",
+    "FD-KL",
+    "FD-LM",
+    "ensemble",
+    "ensemble after one",
+    "ELODI",
+    "ELODI after plain",
+)
+WEIGHTS = (0.01, 0.03, 0.1, 0.3)
+GRID: dict[str, list[Options]] = {
+    "naive": [{"weight": weight} for weight in (1.0, 5.0)],
+    "FD-KL": [{"distillation_weight": weight} for weight in WEIGHTS],
+    "FD-LM": [{"distillation_weight": weight} for weight in WEIGHTS],
+    "ELODI": [{"cross_entropy_weight": 1.0, "distillation_weight": weight} for weight in WEIGHTS],
+}
+"""What is tried on the validation texts."""
 
 
 class Encoder(NamedTuple):
@@ -62,7 +80,6 @@ class Recipe:
     batch: int = 64
     rate: float = 2e-3
     members: int = 3
-    options: dict[str, Options] = field(default_factory=dict)
 
 
 class Texts(NamedTuple):
@@ -214,8 +231,9 @@ class Heads:
         new: nn.Module
         if objective in FROM_OLD:
             new = self.train(1, FROM_OLD[objective](old, **options))
-        elif objective == "ELODI after plain":
+        elif objective.startswith("ELODI"):
             new = self.train(1, pct.elodi(self.members(1), **options))
+            old = self.train(0, pct.elodi(self.members(0), **options)) if objective == "ELODI" else old
         elif objective.startswith("ensemble"):
             new = pct.Ensemble(self.members(1))
             old = pct.Ensemble(self.members(0)) if objective == "ensemble" else old

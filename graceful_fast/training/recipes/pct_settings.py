@@ -66,6 +66,35 @@ OBJECTIVES = (
 ELODI model, as in the papers; "after": the same new model after the plain old one."""
 
 
+CHOSEN: dict[str, dict[str, Options]] = {
+    "same architecture": {
+        "naive": {"weight": 5.0},
+        "FD-KL": {"distillation_weight": 0.03},
+        "FD-LM": {"distillation_weight": 0.01},
+    },
+    "larger architecture": {
+        "naive": {"weight": 5.0},
+        "FD-KL": {"distillation_weight": 0.03},
+        "FD-LM": {"distillation_weight": 0.1},
+    },
+    "more data": {
+        "naive": {"weight": 1.0},
+        "FD-KL": {"distillation_weight": 0.03},
+        "FD-LM": {"distillation_weight": 0.03},
+    },
+    "more classes": {
+        "naive": {"weight": 1.0},
+        "FD-KL": {"distillation_weight": 0.1},
+        "FD-LM": {"distillation_weight": 0.01},
+    },
+}
+"""Setting -> objective -> the options that `pct_sweep.choose` picks out of the committed sweep."""
+ELODI: Options = {"cross_entropy_weight": 1.0, "distillation_weight": 0.1}
+"""Chosen in the first setting, for all: no old model has a part in it."""
+for _options in CHOSEN.values():
+    _options |= {"ELODI": ELODI, "ELODI after plain": ELODI}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that decides the results."""
@@ -80,8 +109,7 @@ class Recipe:
     weight_decay: float = 1e-2
     strength: float = 0.2  # of the distortions: 0.2 turns by up to 11 degrees, moves by up to 2.8 pixels
     members: int = 3  # of an ensemble
-    options: dict[str, dict[str, Options]] = field(default_factory=dict)
-    """Setting -> objective -> options that differ from the objective's own."""
+    options: dict[str, dict[str, Options]] = field(default_factory=lambda: CHOSEN)
 
 
 class Models:
