@@ -209,7 +209,7 @@ def report(part: str, entries: dict[str, Entry]) -> tuple[Tables, Callable[[Path
         }
         return tables, partial(bct_report.plot_backfill, nested)
     if part == "text":
-        cascade = nested.pop("cascade")
+        cascade = nested.pop("cascade", {})
         updates = {"WordLlama to MiniLM": {name: found[""] for name, found in nested.items()}}
     else:
         cascade, updates = {}, nested
