@@ -64,6 +64,7 @@ def test_every_part_runs_and_a_second_run_measures_nothing(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(bct_run, "load_glosses", few_glosses)
+    monkeypatch.setattr(bct_glosses, "SHORTLISTS", (10, 50))
     if part.endswith("sweep"):
         monkeypatch.setattr(bct_sweep, "GRID", {"plain": {}, "BCT": {"scale": (4.0,), "weight": (1.0,)}})
     screen = io.StringIO()
