@@ -450,3 +450,24 @@ def pct(
     options = {"part": "--part", "seeds": "--seeds"}
     with json_output(json_file) as write_json, naming(options):
         write_json(run(output, part=cast(Any, part), seeds=seeds, quick=quick, console=screen))
+
+
+@train.command()
+def bct(
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder of the results; a stopped run goes on there.")
+    ] = Path("bct-output"),
+    part: Annotated[
+        str, typer.Option("--part", help="images, text, chain, backfill; images-sweep or text-sweep (their options).")
+    ] = "images",
+    seeds: Annotated[int, typer.Option("--seeds", help="How often everything is trained.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs: one seed, few steps.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Backward-compatible training: new queries in the old gallery, chains of versions, half a backfill."""
+    from .training.recipes.bct_run import run
+
+    screen = Console(stderr=True) if str(json_file) == "-" else console
+    options = {"part": "--part", "seeds": "--seeds"}
+    with json_output(json_file) as write_json, naming(options):
+        write_json(run(output, part=cast(Any, part), seeds=seeds, quick=quick, console=screen))

@@ -89,6 +89,30 @@ def compare_versions(
     return CrossVersion(matrix, flips, metric)
 
 
+def update_gain(old_old: float, new_old: float, paragon: float) -> float:
+    """How much of an update's worth its queries have before any gallery is embedded again.
+
+    ``(new_old - old_old) / (paragon - old_old)`` of one metric where more is better. The update is compatible where
+    ``new_old > old_old``, strictly.
+
+    Args:
+        old_old: Old queries, old gallery.
+        new_old: New queries, old gallery.
+        paragon: Queries and gallery of a model made as the new one, but with no thought of the old one.
+
+    Returns:
+        1: as good as embedding all again; negative: the update breaks the search; NaN where the paragon is not better
+        than the old model.
+
+    Source: Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020.
+
+    Example:
+        >>> round(update_gain(0.395, 0.422, 0.663), 3), update_gain(0.4, 0.5, 0.4)
+        (0.101, nan)
+    """
+    return (new_old - old_old) / (paragon - old_old) if paragon > old_old else math.nan
+
+
 def _means(metrics: RetrievalMetrics) -> dict[str, Any]:
     by_k = {name: getattr(metrics, name) for name in ("recall", "cmc", "ndcg")}
     return {
