@@ -32,9 +32,7 @@ def as_devices(devices: Any) -> "list[torch.device]":
             device = torch.device(name)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"devices: expected devices as torch names them, got {name!r}") from error
-        index = device.index
-        if index is None:
-            index = torch.cuda.current_device() if device.type == "cuda" and gpus else 0
+        index = torch.cuda.current_device() if str(device) == "cuda" and gpus else device.index or 0
         if index >= {"cpu": 1, "cuda": gpus}.get(device.type, 0):
             raise ValueError(f"devices: expected 'cpu', or 'cuda:i' of {gpus} GPUs, got {name!r}")
         known.append(torch.device("cuda", index) if device.type == "cuda" else torch.device("cpu"))
