@@ -290,7 +290,10 @@ def test_progress_is_shown_where_standard_error_is_a_terminal(command: Command) 
             ("old.npy", "new.npy", "--metric", "hamming"),
             "--metric: expected one of 'cosine', 'ip', 'l2', got 'hamming'",
         ),
-        (("old.npy", "new.npy", "--scan", "int4"), "--scan: expected one of 'auto', 'int8', 'float32', 'float16', got 'int4'"),
+        (
+            ("old.npy", "new.npy", "--scan", "int4"),
+            "--scan: expected one of 'auto', 'int8', 'float32', 'float16', got 'int4'",
+        ),
         (("old.npy", "narrow.npy"), "graceful-fast: narrow.npy: expected the dim of the queries"),
         (("long.npy", "new.npy"), "long.npy: expected a dtype of"),
         (("zero.npy", "new.npy"), "graceful-fast: zero.npy: row 3: cosine of a zero vector is undefined"),
