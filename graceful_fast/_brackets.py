@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from . import _ops
 from ._positives import Matches
 
 if TYPE_CHECKING:
-    from ._error_rates import Pairs
+    from ._pairs import Pairs
 
 BINS = 1 << 16  # 2 x 256 KiB of counters for each thread stay in L2
 _SAMPLE = 1 << 18  # impostors; genuine pairs a quarter as many
@@ -47,8 +46,6 @@ class Grid(NamedTuple):
 
 def sampled(pairs: "Pairs") -> Sample:
     """Scores of pairs drawn with equal chances among the impostors, and among the genuine ones."""
-    import torch
-
     rng = np.random.default_rng(0)
     labels = [side.numpy() for side in pairs.labels]
     rows, columns = rng.integers(0, len(pairs.a), _SAMPLE), rng.integers(0, len(pairs.b), _SAMPLE)
@@ -63,8 +60,7 @@ def sampled(pairs: "Pairs") -> Sample:
         allowed = i != j if pairs.within else np.ones(len(i), dtype=bool)
         if pairs.ids[0] is not None and pairs.ids[1] is not None:
             allowed &= pairs.ids[0].numpy()[i] != pairs.ids[1].numpy()[j]
-        picked = (torch.from_numpy(side[allowed]) for side in (i, j))
-        keys = _ops.scan_pairs(pairs.a, pairs.b, pairs.metric, *picked).numpy()
+        keys = pairs.keys(i[allowed], j[allowed])
         return np.sort(keys[np.isfinite(keys)])[::-1]  # bad data is the scan's to report
 
     return scores(rows[different], columns[different]), scores(of_row, mates)

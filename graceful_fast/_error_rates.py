@@ -6,47 +6,18 @@ nearest to each threshold. A threshold that the sample misses, or too many score
 over a narrower range of exact scores: down to a single float64, whatever the data.
 """
 
-import bisect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _ops
 from ._brackets import BINS, Grid, brackets, merge, sampled
-from .search import raise_fault
-
-if TYPE_CHECKING:
-    import torch
+from ._pairs import Binned, Pairs
 
 Counts = np.ndarray  # (2, ...) int64: impostors, genuine
 Reached = Callable[[Counts], Any]  # of the accepted: are they enough? Once true, true for every lower threshold.
-
-_FEW = 1 << 20  # pairs whose scores are simply all kept
-_KEPT = 1 << 24  # pairs kept at most: 220 MB
-
-
-class Pairs(NamedTuple):
-    """Rows of `a` with rows of `b`, or every two rows of `a` once where `within`; pairs of one id are left out."""
-
-    a: "torch.Tensor"
-    b: "torch.Tensor"
-    metric: str
-    labels: tuple["torch.Tensor", "torch.Tensor"]  # int32
-    ids: tuple["torch.Tensor | None", "torch.Tensor | None"]  # int32
-    within: bool
-
-    @property
-    def number(self) -> int:
-        """Pairs, those of one id included."""
-        rows = len(self.a)
-        return rows * (rows - 1) // 2 if self.within else rows * len(self.b)
-
-    def check(self, status: _ops.ScanStatus) -> None:
-        """ValueError for what is wrong with the data."""
-        raise_fault(status, self.a, self.b, names=("a", "b"))
 
 
 class Threshold(NamedTuple):
@@ -93,16 +64,13 @@ def thresholds(
 
     `fars`: about which false accept rates the targets aim at; the last target is the one where FAR = FRR.
     """
-    if pairs.number <= _FEW:
+    if pairs.few:
         return _among_all(pairs, targets)
-    import torch
-
     sample = sampled(pairs)
     grid = Grid.around(sample)
     keep = merge([grid.bins_of(*bracket) for bracket in brackets(sample, fars)])
-    found = _ops.scan_histogram(*pairs, **grid._asdict(), bins=BINS, keep=torch.from_numpy(keep), capacity=_KEPT)
-    pairs.check(found.status)
-    curve = Curve(found.counts.numpy()[:, ::-1])
+    found = pairs.histogram(*grid, keep)
+    curve = Curve(found.counts[:, ::-1])
     result: list[Threshold | None] = []
     for target in targets(curve.totals):
         threshold = None
@@ -115,56 +83,41 @@ def thresholds(
     return curve, result
 
 
-def _near(pairs: Pairs, target: Reached, place: int, found: _ops.Histogram, keep: np.ndarray) -> Threshold | None:
+def _near(pairs: Pairs, target: Reached, place: int, found: Binned, keep: np.ndarray) -> Threshold | None:
     """The threshold whose scan score is in bin `place`, if all pairs that could have its exact score are kept.
 
     Threshold and pairs are each within the margin of their places: pairs beyond twice the margin are on their sides.
     """
-    import torch
-
-    if not found.kept <= _KEPT or not found.margin < BINS:
+    if not found.complete or not found.margin < BINS:
         return None
     first = max(0, math.floor(place - 2 * found.margin))
     last = min(BINS - 1, math.floor(place + 1 + 2 * found.margin))
     if not any(begin <= first and last <= end for begin, end in keep):
         return None
-    places = found.places.numpy()
     low, high = -np.inf if first == 0 else first, np.inf if last == BINS - 1 else last + 1
-    near = np.flatnonzero((places >= low) & (places < high))
-    rows, columns = (torch.from_numpy(side) for side in np.divmod(found.pairs.numpy()[near], len(pairs.b)))
-    keys = _ops.scan_pairs(pairs.a, pairs.b, pairs.metric, rows, columns).numpy()
-    genuine = found.kinds.numpy()[near] == 1
-    above = found.counts[:, last + 1 :].sum(1).numpy()
-    return among(target, np.sort(keys[~genuine]), np.sort(keys[genuine]), above)
+    near = np.flatnonzero((found.places >= low) & (found.places < high))
+    keys = pairs.keys(*np.divmod(found.numbers[near], len(pairs.b)))
+    above = found.counts[:, last + 1 :].sum(1)
+    return among(target, *_ranked(keys, found.kinds[near]), above)
 
 
 def _among_all(pairs: Pairs, targets: Callable[[Counts], list[Reached | None]]) -> tuple[Curve, list[Threshold | None]]:
     """The same from the exact score of every pair."""
     first, last = _FULL
-    found = _ops.scan_between(*pairs, lowest=first, shift=_shift(first, last), bins=BINS, capacity=pairs.number)
-    pairs.check(found.status)
-    impostors, genuine = _sorted(found)
-    scores = np.unique(np.concatenate([impostors, genuine]))[::-1]
-    worse = np.stack([np.searchsorted(side, scores, "left") for side in (impostors, genuine)])
-    sizes = np.array([[len(impostors)], [len(genuine)]])
-    curve = Curve(np.diff(sizes - worse, axis=1, prepend=0))
+    found = pairs.between(first, _shift(first, last, _FEWEST_BINS), _FEWEST_BINS, pairs.number)
+    scores, accepted = _ranked(found.keys, found.kinds)
+    curve = Curve(np.diff(accepted, axis=1, prepend=0))
     nothing = np.zeros(2, np.int64)
-    return curve, [target and among(target, impostors, genuine, nothing) for target in targets(curve.totals)]
+    return curve, [target and among(target, scores, accepted, nothing) for target in targets(curve.totals)]
 
 
-def among(target: Reached, impostors: np.ndarray, genuine: np.ndarray, above: Counts) -> Threshold | None:
-    """The target's threshold if it is one of these scores, ascending, with `above` better than all of them."""
-    scores = np.sort(np.concatenate([impostors, genuine]))
-
-    def counts(score: float, side: Literal["left", "right"]) -> Counts:
-        worse = [np.searchsorted(impostors, score, side), np.searchsorted(genuine, score, side)]
-        return np.asarray(above + np.array([len(impostors), len(genuine)]) - worse)
-
-    reached = bisect.bisect_left(scores, True, key=lambda score: not target(counts(score, "left")))
-    if reached == 0 or target(above):
+def among(target: Reached, scores: np.ndarray, accepted: Counts, above: Counts) -> Threshold | None:
+    """The target's threshold if it is one of these scores, as `_ranked` gives them, with `above` better than all."""
+    accepted = accepted + above[:, None]
+    if not len(scores) or target(above) or not target(accepted[:, -1]):
         return None
-    score = float(scores[reached - 1])
-    return Threshold(score, counts(score, "right"), counts(score, "left"))
+    at = int(np.argmax(target(accepted)))
+    return Threshold(float(scores[at]) + 0.0, accepted[:, at - 1] if at else above, accepted[:, at])  # never -0.0
 
 
 def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshold:
@@ -172,17 +125,16 @@ def narrowed(pairs: Pairs, target: Reached, low: float, high: float) -> Threshol
     largest = np.finfo(float).max
     first, last = (int(ordered(np.clip(end, -largest, largest))) for end in (low, high))
     while True:
-        shift = _shift(first, last)
-        found = _ops.scan_between(*pairs, lowest=first, shift=shift, bins=BINS, capacity=_KEPT)
-        pairs.check(found.status)
-        counts = found.counts.numpy()
+        shift = _shift(first, last, BINS)
+        found = pairs.between(first, shift, BINS, pairs.plan.kept)
+        counts = found.counts
         accepted = counts[:, ::-1].cumsum(1)
         at = int(np.argmax(target(accepted)))
         place = BINS - 1 - at
         if place in (0, BINS - 1):  # not in the range after all
             first, last = _FULL
-        elif found.kept <= _KEPT:
-            threshold = among(target, *_sorted(found), counts[:, -1])
+        elif found.complete:
+            threshold = among(target, *_ranked(found.keys, found.kinds), counts[:, -1])
             assert threshold is not None
             return threshold
         elif shift == 0:
@@ -203,15 +155,17 @@ def unordered(value: int) -> Any:
     return np.array(value if value >= 0 else -(2**63) - value, np.int64).view(np.float64)
 
 
+_FEWEST_BINS = 1 << 12  # that cover all float64 while their number times their width stays below 2^64
 _FULL = (int(ordered(-np.finfo(float).max)), int(ordered(np.finfo(float).max)))
 
 
-def _shift(first: int, last: int) -> int:
+def _shift(first: int, last: int, bins: int) -> int:
     """So that all bins but two cover a range of ordered values."""
-    return max(0, -(-(last - first + 1) // (BINS - 2)) - 1).bit_length()
+    return max(0, -(-(last - first + 1) // (bins - 2)) - 1).bit_length()
 
 
-def _sorted(found: _ops.Between) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of impostors and of genuine pairs, ascending."""
-    keys, genuine = found.keys.numpy(), found.kinds.numpy() == 1
-    return np.sort(keys[~genuine]), np.sort(keys[genuine])
+def _ranked(keys: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, Counts]:
+    """The distinct scores from the best down, and how many impostors and genuine pairs are at least as good as each."""
+    scores, genuine = np.unique(keys)[::-1], kinds == 1
+    worse = [np.searchsorted(np.sort(keys[kind]), scores, "left") for kind in (~genuine, genuine)]
+    return scores, np.array([[len(genuine) - genuine.sum()], [genuine.sum()]]) - np.stack(worse)

@@ -1,11 +1,12 @@
 """How many gallery rows rank before each positive: counts that add up over blocks of a gallery, in bounded memory."""
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ._checkpoint import Checkpoint
 from ._positives import Relevance, Relevant
 from ._progress import Progress, progress_of
 from ._search_blocks import fewest_rows, float_bytes, most_rows
@@ -75,48 +76,72 @@ def count_better(
     relevant: Relevant,
     plan: CountPlan,
     progress: bool | Progress,
-) -> Iterator[RankCounts]:
-    """Counts for blocks of queries, in order; for each of them the gallery is read once."""
+    table: np.ndarray,
+    saved: Checkpoint | None,
+) -> Iterator[tuple[slice, RankCounts]]:
+    """Queries and their counts, in order; for each such block of queries the gallery is read once.
+
+    `table`: what has become of the counts by the time the next ones are asked for: saved with those that are not whole.
+    """
     import torch
 
     from . import _ops
 
-    ranges = relevant.ranges(plan.pairs)
-    shown, done, total = progress_of(progress, "ranked"), 0, len(ranges) * len(gallery)
+    ranges, rows = relevant.ranges(plan.pairs), len(gallery)
+    total = len(ranges) * rows
+    most = max((int(relevant.counts[first:last].sum()) for first, last in ranges), default=0)
+    tallies = torch.zeros(3 * most, dtype=torch.int64)
+    state = [tallies, torch.from_numpy(table)]
     gallery.check_unchanged()
-    shown(done, total)
-    for first_query, last_query in ranges:
-        some = queries[first_query:last_query]
-        rows_at_once = min(plan.rows, most_rows(gallery))
-        pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), rows_at_once)
-        wanted = ~pairs.excluded
-        start = np.concatenate([[0], np.cumsum(np.bincount(pairs.query[wanted], minlength=len(some)))])
-        positives = _ops.Positives(*map(torch.from_numpy, (start, keys[wanted], pairs.row[wanted])))
-        counts = torch.zeros((3, int(start[-1])), dtype=torch.int64)
-        with closing(scans(some, gallery, metric, positives, counts, plan.rows)) as blocks:
-            for first, count, status in blocks:
-                if status.bad == 1:
-                    status = status._replace(row=status.row + first_query)
-                raise_fault(status, queries, gallery, first)
-                done += count
-                if done < total:
-                    shown(done, total)
-        gallery.check_unchanged()  # rows of a file that was being changed are nobody's answer
-        if len(counts[0]) < len(keys):
-            counts -= torch.from_numpy(excluded_before(pairs, keys)[:, wanted])
-        del pairs, keys, wanted, positives
-        yield RankCounts(start, *counts.numpy())
+    with saved or nullcontext():
+        done = saved.load(state) if saved else 0
+        shown = progress_of(progress, "ranked", done)
+        shown(done, total)
+        for first_query, last_query in ranges[done // max(1, rows) :]:
+            some = queries[first_query:last_query]
+            pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), plan.rows)
+            wanted = ~pairs.excluded
+            start = np.concatenate([[0], np.cumsum(np.bincount(pairs.query[wanted], minlength=len(some)))])
+            positives = _ops.Positives(*map(torch.from_numpy, (start, keys[wanted], pairs.row[wanted])))
+            first_row = done % max(1, rows)
+            if first_row == 0:
+                tallies.zero_()
+            counts = tallies[: 3 * len(positives.rows)].view(3, len(positives.rows))
+            with closing(scans(some, gallery, metric, positives, counts, plan.rows, first_row)) as blocks:
+                for first, count, status in blocks:
+                    if status.bad == 1:
+                        status = status._replace(row=status.row + first_query)
+                    done += 0 if status.bad else count
+                    if saved and done % rows and (status.bad or saved.due):
+                        gallery.check_unchanged()
+                        saved.save(done, state)
+                    raise_fault(status, queries, gallery, first)
+                    if done < total:
+                        shown(done, total)
+            gallery.check_unchanged()  # rows of a file that was being changed are nobody's answer
+            if len(counts[0]) < len(keys):
+                counts -= torch.from_numpy(excluded_before(pairs, keys)[:, wanted])
+            del pairs, keys, wanted, positives
+            yield slice(first_query, last_query), RankCounts(start, *counts.numpy())
+            if saved and (saved.due or done == total):
+                saved.save(done, state)
     if total:
         shown(total, total)
 
 
 def scans(
-    queries: "torch.Tensor", gallery: "Gallery", metric: str, positives: "Positives", counts: "torch.Tensor", rows: int
+    queries: "torch.Tensor",
+    gallery: "Gallery",
+    metric: str,
+    positives: "Positives",
+    counts: "torch.Tensor",
+    rows: int,
+    start: int,
 ) -> "Generator[tuple[int, int, ScanStatus], None, None]":
-    """Add all rows to `counts`; (first row, rows, status) of each block."""
+    """Add the rows from `start` on to `counts`; (first row, rows, status) of each block."""
     from . import _ops
 
-    with closing(gallery.blocks(rows)) as blocks:
+    with closing(gallery.blocks(rows, start)) as blocks:
         for first, block in blocks:
             yield first, len(block), _ops.scan_count(queries, as_scanned(block), metric, positives, counts, first)
 
@@ -125,27 +150,32 @@ def ranked(
     queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
 ) -> tuple[Relevance, np.ndarray]:
     """The pairs by query, from the best down, and their keys; equal keys by row."""
-    keys = exact_keys(queries, gallery, metric, pairs, rows_at_once)
+    keys = exact_keys(queries, gallery, metric, pairs.query, pairs.row, rows_at_once)
     order = np.lexsort((pairs.row, -keys, pairs.query))
     return Relevance(pairs.query[order], pairs.row[order], pairs.excluded[order]), keys[order]
 
 
 def exact_keys(
-    queries: "torch.Tensor", gallery: "Gallery", metric: str, pairs: Relevance, rows_at_once: int
+    queries: "torch.Tensor", gallery: "Gallery", metric: str, query: np.ndarray, row: np.ndarray, rows_at_once: int
 ) -> np.ndarray:
     """The float64 score of each pair; rows are taken in ascending order. 0 of bad data, which is the scan's to tell."""
     import torch
 
     from . import _ops
 
-    wanted, place = np.unique(pairs.row, return_inverse=True)
+    if gallery.array is not None and rows_at_once >= len(gallery):
+        whole = as_scanned(gallery.array)
+        keys = _ops.scan_pairs(queries, whole, metric, torch.from_numpy(query), torch.from_numpy(row)).numpy()
+        return np.where(np.isnan(keys), 0, keys)
+    rows_at_once = min(rows_at_once, most_rows(gallery))
+    wanted, place = np.unique(row, return_inverse=True)
     order = np.argsort(place, kind="stable")
     keys = np.zeros(len(order))
     for first in range(0, len(wanted), rows_at_once):
         taken = as_scanned(gallery.take(wanted[first : first + rows_at_once]))
         low, high = np.searchsorted(place, (first, first + len(taken)), sorter=order)
         some = np.sort(order[low:high])  # by query again
-        sides = (torch.from_numpy(side) for side in (pairs.query[some], place[some] - first))
+        sides = (torch.from_numpy(side) for side in (query[some], place[some] - first))
         keys[some] = _ops.scan_pairs(queries, taken, metric, *sides).numpy()
     return np.where(np.isnan(keys), 0, keys)
 

@@ -39,6 +39,8 @@ Offset = Annotated[int, typer.Option("--offset", help="Of raw files: bytes befor
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="How much memory the search may take: 2GiB, 500MB, bytes.")
 ]
+QueryIds = Annotated[Path | None, typer.Option("--query-ids", help="(Q,) integers, .npy: no row finds itself.")]
+GalleryIds = Annotated[Path | None, typer.Option("--gallery-ids", help="(N,) integers, .npy.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file, - for stdout.")]
 
 
@@ -184,6 +186,12 @@ def search(
     k: Annotated[int, typer.Option("-k", "--k", help="Neighbours of each query.")] = 10,
     metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
     scan: Annotated[str, typer.Option("--scan", help="auto, int8 or float32; the answer is the same.")] = "auto",
+    query_ids_file: QueryIds = None,
+    gallery_ids_file: GalleryIds = None,
+    query_groups_file: Annotated[
+        Path | None, typer.Option("--query-groups", help="(Q,) integers, .npy: no row of the query's group is found.")
+    ] = None,
+    gallery_groups_file: Annotated[Path | None, typer.Option("--gallery-groups", help="(N,) integers, .npy.")] = None,
     memory_limit: MemoryLimit = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="Directory to go on from when the search was stopped.")
@@ -213,12 +221,21 @@ def search(
     limit = None if memory_limit is None else byte_count(memory_limit, "--memory-limit")
     rows = Gallery.open(queries_file, key=queries_key)
     gallery = Gallery.open(gallery_source, key=key, dtype=dtype, dim=dim, offset=offset, model=model)
-    inputs = [("QUERIES", rows), ("GALLERY", gallery)]
-    check_outputs(
-        outputs | {"--json": json_file}, ((name, state.path) for name, source in inputs for state in source.files)
-    )
-    options = {name: f"--{name.replace('_', '-')}" for name in ("metric", "scan", "memory_limit")}
+    vectors = {
+        "query_ids": query_ids_file,
+        "gallery_ids": gallery_ids_file,
+        "query_groups": query_groups_file,
+        "gallery_groups": gallery_groups_file,
+    }
+    options = {name: f"--{name.replace('_', '-')}" for name in ("metric", "scan", "memory_limit", *vectors)}
     typed = {"queries": str(queries_file), "gallery": gallery_source, "k": "-k"} | options
+    typed |= {name: f"{options[name]} {path}" for name, path in vectors.items() if path is not None}
+    inputs = [("QUERIES", rows), ("GALLERY", gallery)]
+    opened_files = [(name, state.path) for name, source in inputs for state in source.files]
+    check_outputs(
+        outputs | {"--json": json_file}, [*opened_files, *((options[name], path) for name, path in vectors.items())]
+    )
+    labels = {name: None if path is None else read_array(path) for name, path in vectors.items()}
     with json_output(json_file) as write_json, ExitStack() as files:
         opened = {name: files.enter_context(replacing(path)) for name, path in outputs.items() if path is not None}
         queries = rows.load().array
@@ -230,6 +247,7 @@ def search(
                 k,
                 metric=cast(Any, metric),  # knn itself checks the names
                 scan=cast(Any, scan),
+                **labels,
                 progress=sys.stderr.isatty(),
                 memory_limit=limit,
                 checkpoint=checkpoint,
@@ -249,6 +267,7 @@ def search(
             "dimensions": gallery.dim,
             "k": k,
             "metric": metric,
+            **{name: str(path) for name, path in vectors.items() if path is not None},
             "seconds": round(seconds, 6),
             **(found.info or {}),
             **{name.removeprefix("--"): str(path) for name, path in outputs.items() if path is not None},
@@ -311,10 +330,8 @@ def retrieve(
     new_gallery_source: Annotated[
         str | None, typer.Option("--new-gallery", help="The same gallery under the new model.")
     ] = None,
-    query_ids_file: Annotated[
-        Path | None, typer.Option("--query-ids", help="(Q,) integers: no row finds itself.")
-    ] = None,
-    gallery_ids_file: Annotated[Path | None, typer.Option("--gallery-ids", help="(N,) integers.")] = None,
+    query_ids_file: QueryIds = None,
+    gallery_ids_file: GalleryIds = None,
     k: Annotated[list[int] | None, typer.Option("-k", "--k", help="Depths, one or more; 1, 5 and 10.")] = None,
     metric: Annotated[str, typer.Option("--metric", help="cosine, ip or l2.")] = "cosine",
     memory_limit: MemoryLimit = None,

@@ -1,14 +1,17 @@
 """Retrieval metrics from the full ranking of every query: exact mAP, CMC, recall, nDCG, MRR, R-precision, flips."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ._arrays import like
+from ._checkpoint import Checkpoint
 from ._positives import Relevant
 from ._progress import Progress
 from ._rank_counts import RankCounts, count_better, plan_counts
+from ._search_blocks import work_of
 from .flips import FlipCounts
 from .search import (
     Metric,
@@ -78,6 +81,7 @@ def retrieval_metrics(
     gallery_groups: Any = None,
     progress: bool | Progress = False,
     memory_limit: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> RetrievalMetrics:
     """Every ranking metric, exactly, from the full ranking of the gallery for each query; nothing is cut at a depth.
 
@@ -104,15 +108,18 @@ def retrieval_metrics(
         progress: print progress on standard error, or call with (rows done, rows in all), rows of each reading.
         memory_limit: bytes by which the process may grow above what it has when the call begins; up to 128 MiB for
             threads and libraries come on top. Never changes the answer.
+        checkpoint: a directory, made if it is not there, that keeps what is counted so far: the same call, started
+            again after it was stopped anywhere, goes on from there.
 
     Returns:
         RetrievalMetrics: means as float; `per_query` has arrays of the queries' kind.
 
     Raises:
         ValueError: shapes that do not match, k out of range, an unknown option, NaN or infinity in an embedding, a
-            zero vector under "cosine", a limit without room for the queries, the labels and the positives of a query.
+            zero vector under "cosine", a limit without room for the queries, the labels and the positives of a query, a
+            checkpoint of other work.
         TypeError: a wrong type or dtype.
-        OSError: a file of the gallery that cannot be read or has changed.
+        OSError: a file of the gallery or of the checkpoint that cannot be read or has changed.
 
     Source: the re-identification protocol is that of Zheng et al., "Scalable Person Re-identification: A Benchmark",
     ICCV 2015; average precision is the sum over ranks, without interpolation.
@@ -134,9 +141,14 @@ def retrieval_metrics(
     ids = label_pair("ids", query_ids, gallery_ids, q, x)
     groups = label_pair("groups", query_groups, gallery_groups, q, x)
     relevant = Relevant(labels, ids, groups)
-    plan = plan_counts(q, x, relevant, memory_limit, whole=not progress)
-    blocks = [of_block(counts, depths) for counts in count_better(q, x, metric, relevant, plan, progress)]
-    table = np.concatenate(blocks, axis=1) if blocks else np.zeros((6 + 3 * len(depths), 0))
+    plan = plan_counts(q, x, relevant, memory_limit, whole=checkpoint is None and not progress)
+    saved = None
+    if checkpoint is not None:
+        work = work_of(q, x, [*labels, *ids, *groups], metric=metric, k=list(depths), pairs_at_once=plan.pairs)
+        saved = Checkpoint(checkpoint, work)
+    table = np.empty((6 + 3 * len(depths), len(q)))
+    for some, counts in count_better(q, x, metric, relevant, plan, progress, table, saved):
+        table[:, some] = of_block(counts, depths)
     return summarise(table, depths, queries)
 
 
@@ -196,7 +208,7 @@ def summarise(table: np.ndarray, depths: tuple[int, ...], queries: Any) -> Retri
 
     with_positive = table[:, ~np.isnan(table[0])]
     means = with_positive.mean(1).tolist() if with_positive.shape[1] else [float("nan")] * len(table)
-    arrays = [like(torch.from_numpy(row), queries) for row in table]
+    arrays = list(like(torch.from_numpy(table), queries))
 
     def named(rows: list[Any]) -> dict[str, Any]:
         recall, cmc, ndcg = (

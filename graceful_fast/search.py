@@ -200,11 +200,17 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def as_gallery(value: Any, name: str = "gallery") -> Gallery:
     """A `Gallery` as it is, or one of an array."""
+    if isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected an array or a Gallery, got a path: gf.Gallery.open({os.fspath(value)!r})")
     return value if isinstance(value, Gallery) else Gallery(array_rows(value, name))
 
 
 def as_embeddings(value: Any, name: str) -> "torch.Tensor":
     """(rows, dim) on the CPU, floating, of unit stride within a row."""
+    if isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected an array, got a path: gf.Gallery.open({os.fspath(value)!r}).load().array")
+    if isinstance(value, Gallery):
+        raise TypeError(f"{name}: expected an array, got a Gallery: its rows are in .load().array")
     return as_scanned(array_rows(value, name).array)
 
 
@@ -237,13 +243,13 @@ def shape_of(rows: Rows) -> tuple[int, ...]:
     return (len(rows), rows.dim) if isinstance(rows, Gallery) else tuple(rows.shape)
 
 
-def check_dims(queries: "torch.Tensor", gallery: Rows, names: Sides = ("queries", "gallery")) -> str:
+def check_dims(queries: Rows, gallery: Rows, names: Sides = ("queries", "gallery")) -> str:
     """ValueError unless the dims agree and are at least 1; both shapes in words."""
     first, second = names
-    shapes = f"{first} {tuple(queries.shape)} and {second} {shape_of(gallery)}"
-    if queries.shape[1] != shape_of(gallery)[1]:
+    shapes = f"{first} {shape_of(queries)} and {second} {shape_of(gallery)}"
+    if shape_of(queries)[1] != shape_of(gallery)[1]:
         raise ValueError(f"{second}: expected the dim of {'the ' * (len(first) > 1)}{first}, got {shapes}")
-    if queries.shape[1] == 0:
+    if shape_of(queries)[1] == 0:
         raise ValueError(f"{first}: expected a dim of at least 1, got {shapes}")
     return shapes
 
@@ -268,7 +274,7 @@ def label_pair(
     kind: str,
     of_queries: Any,
     of_gallery: Any,
-    queries: "torch.Tensor",
+    queries: Rows,
     gallery: Rows,
     sides: Sides = ("query", "gallery"),
     *,
@@ -281,7 +287,7 @@ def label_pair(
         missing, given = sides if of_queries is None else sides[::-1]
         raise ValueError(f"{missing}_{kind}: expected together with {given}_{kind}, got None")
     return (
-        as_labels(of_queries, f"{sides[0]}_{kind}", queries.shape[0]),
+        as_labels(of_queries, f"{sides[0]}_{kind}", len(queries)),
         (checked_labels if lazy else as_labels)(of_gallery, f"{sides[1]}_{kind}", len(gallery)),
     )
 
@@ -315,7 +321,7 @@ def checked_labels(value: Any, name: str, count: int) -> "torch.Tensor":
 
 def raise_fault(
     status: "ScanStatus",
-    queries: "torch.Tensor",
+    queries: Rows,
     gallery: Rows,
     first_row: int = 0,
     names: Sides = ("queries", "gallery"),
@@ -325,5 +331,5 @@ def raise_fault(
         row = status.row + (first_row if status.bad == 2 else 0)
         raise ValueError(
             f"{names[status.bad - 1]}: row {row}: {_FAULTS[status.fault]} "
-            f"({names[0]} {tuple(queries.shape)}, {names[1]} {shape_of(gallery)})"
+            f"({names[0]} {shape_of(queries)}, {names[1]} {shape_of(gallery)})"
         )

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .search import Metric, as_embeddings, as_labels, check_choice, check_dims, label_pair
+from ._progress import Progress
+from .gallery import Gallery
+from .search import Metric, as_bytes, as_gallery, as_labels, check_choice, check_dims, label_pair
 
 if TYPE_CHECKING:
     from ._error_rates import Counts, Reached, Threshold
+    from ._pairs import Pairs
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -53,6 +56,8 @@ def verification_metrics(
     far: float | Iterable[float] = FARS,
     a_ids: Any = None,
     b_ids: Any = None,
+    progress: bool | Progress = False,
+    memory_limit: int | None = None,
 ) -> VerificationMetrics:
     """TAR at each FAR, EER and AUC from the scores of all pairs of a row of `a` and a row of `b`.
 
@@ -61,18 +66,29 @@ def verification_metrics(
     `graceful_fast.knn`); TAR is the share of genuine scores strictly better. One scan counts the pairs by score and
     keeps the few near the thresholds; no (Na, Nb) matrix is held.
 
-    If `a` and `b` are the same set (equal embeddings, labels and ids in the same order, or `b` and `b_labels` None),
-    each unordered pair counts once and no row is paired with itself. Both sides are arrays in memory.
+    If `a` and `b` are the same set (equal embeddings or the same files, with equal labels and ids in the same order;
+    or `b` and `b_labels` None), each unordered pair counts once and no row is paired with itself.
+
+    A gallery of files is read in blocks, and may be larger than memory: first rows of a sample of pairs, in ascending
+    order, then all rows, then the rows near thresholds. `b` is read once for each block of `a`, an array being one. A
+    threshold that the sample misses, or a `memory_limit` without room for the pairs near thresholds, costs more such
+    readings. Beside blocks, only labels and ids grow with the galleries. TAR, thresholds and EER are the same, bit for
+    bit, whatever the blocks.
 
     Args:
-        a: (Na, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits; Na may be 0.
-        b: (Nb, D) embeddings, in any of these dtypes; None for the pairs within `a`.
+        a: (Na, D) embeddings, float16, bfloat16, float32, float64 or an integer dtype of 8 bits, or a `Gallery`; Na may
+            be 0.
+        b: (Nb, D) embeddings, in any of these dtypes, or a `Gallery`; None for the pairs within `a`.
         a_labels: (Na,) integers.
         b_labels: (Nb,) integers; None with `b`.
         metric: "cosine", "ip" (inner product) or "l2" (squared Euclidean distance).
         far: False accept rates, above 0 and below 1.
         a_ids: (Na,) integers, with `b_ids`: pairs of one id are left out.
         b_ids: (Nb,) integers; None with `b`.
+        progress: print progress on standard error, or call with (rows done, rows in all): of `b`, for all blocks of
+            `a`, of each scan of all pairs.
+        memory_limit: bytes by which the process may grow above what it has when the call begins; up to 128 MiB for
+            threads and libraries come on top. Never changes the answer.
 
     Returns:
         VerificationMetrics. Up to 2^20 pairs EER, AUC and DET are exact as well; beyond, EER still is, AUC and DET come
@@ -83,8 +99,9 @@ def verification_metrics(
 
     Raises:
         ValueError: shapes that do not match, a FAR out of range, an unknown option, NaN or infinity in an embedding, a
-            zero vector under "cosine".
+            zero vector under "cosine", a limit without room for the labels and a sample of pairs.
         TypeError: a wrong type or dtype.
+        OSError: a file of a gallery that cannot be read or has changed.
 
     Source: ISO/IEC 19795-1 for FAR, FRR (= 1 - TAR), EER and DET.
 
@@ -97,7 +114,7 @@ def verification_metrics(
     """
     check_choice("metric", metric, ("cosine", "ip", "l2"))
     rates = check_rates("far", far)
-    pairs = read_pairs(a, b, a_labels, b_labels, metric, a_ids, b_ids)
+    pairs = read_pairs(a, b, (a_labels, b_labels), (a_ids, b_ids), metric, progress, as_bytes(memory_limit))
     from ._error_rates import thresholds
 
     def targets(totals: "Counts") -> list["Reached | None"]:
@@ -123,28 +140,47 @@ def verification_metrics(
         )
 
 
-def read_pairs(a: Any, b: Any, a_labels: Any, b_labels: Any, metric: str, a_ids: Any, b_ids: Any) -> Any:
-    """The arguments of `verification_metrics` as `_error_rates.Pairs`."""
-    import torch
-
-    from ._error_rates import Pairs
+def read_pairs(
+    a: Any,
+    b: Any,
+    labels: tuple[Any, Any],
+    ids: tuple[Any, Any],
+    metric: str,
+    progress: bool | Progress,
+    memory_limit: int | None,
+) -> "Pairs":
+    """The arguments of `verification_metrics`, checked."""
+    from ._pairs import Pairs, plan_pairs
 
     within = b is None
     if within:
-        for name, value in (("b_labels", b_labels), ("b_ids", b_ids)):
+        for name, (_, value) in (("b_labels", labels), ("b_ids", ids)):
             if value is not None:
                 raise ValueError(f"{name}: expected None as b is None, got {type(value).__name__}")
-        b, b_labels, b_ids = a, a_labels, a_ids
-    first, second = as_embeddings(a, "a"), as_embeddings(b, "b")
+        b, labels, ids = a, (labels[0], labels[0]), (ids[0], ids[0])
+    first, second = as_gallery(a, "a"), as_gallery(b, "b")
     check_dims(first, second, ("a", "b"))
-    labels = (as_labels(a_labels, "a_labels", len(first)), as_labels(b_labels, "b_labels", len(second)))
-    ids = label_pair("ids", a_ids, b_ids, first, second, ("a", "b"))
+    values = as_labels(labels[0], "a_labels", len(first)), as_labels(labels[1], "b_labels", len(second))
+    numbers = label_pair("ids", *ids, first, second, ("a", "b"))
+    within = within or (same_values(*values) and same_values(*numbers) and same_rows(first, second))
+    plan = plan_pairs(first, second, within, memory_limit, whole=not progress)
+    return Pairs(first, second, metric, as_codes(*values), as_codes(*numbers), within, plan, progress)
 
-    def same(x: Any, y: Any) -> bool:
-        return x is y or (x is not None and x.dtype == y.dtype and torch.equal(x, y))
 
-    within = within or all(same(*sides) for sides in ((first[:1], second[:1]), labels, ids, (first, second)))
-    return Pairs(first, second, metric, as_codes(*labels), as_codes(*ids), within)
+def same_values(x: Any, y: Any) -> bool:
+    """Whether both tensors, or None, are the same to the last value."""
+    import torch
+
+    return x is y or (x is not None and x.dtype == y.dtype and torch.equal(x, y))
+
+
+def same_rows(x: Gallery, y: Gallery) -> bool:
+    """Whether both are the same rows: arrays by their values, files by what tells them apart."""
+    if x is y:
+        return True
+    if x.array is not None and y.array is not None:
+        return same_values(x.array[:1], y.array[:1]) and same_values(x.array, y.array)
+    return bool(x.files) and x.fingerprint() == y.fingerprint()
 
 
 def as_codes(first: Any, second: Any) -> Any:

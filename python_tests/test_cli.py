@@ -247,6 +247,22 @@ def test_search_takes_any_gallery_and_every_way_gives_the_same_bytes(command: Co
     assert not list(Path().glob("*.partial"))
 
 
+@pytest.mark.parametrize("kind", ["ids", "groups"])
+def test_search_leaves_out_rows_of_the_own_id_and_group(command: Command, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.standard_normal((60, 8)).astype(np.float32)
+    sides = {f"query_{kind}": np.arange(7), f"gallery_{kind}": rng.integers(0, 9, 60)}
+    for name, values in {"queries": gallery[:7], "gallery": gallery, **sides}.items():
+        np.save(f"{name}.npy", values)
+    options = (f"--query-{kind}", f"query_{kind}.npy", f"--gallery-{kind}", f"gallery_{kind}.npy")
+    result = command("search", "queries.npy", "gallery.npy", "-k", "5", *options, "--indices", "i.npy", "--json", "-")
+    assert (result.code, result.err) == (0, "")
+    expected = knn(gallery[:7], gallery, 5, **sides).indices
+    np.testing.assert_array_equal(np.load("i.npy"), expected)
+    assert (expected != knn(gallery[:7], gallery, 5).indices).any()
+    assert json.loads(result.out)[f"query_{kind}"] == f"query_{kind}.npy"
+
+
 def test_progress_is_shown_where_standard_error_is_a_terminal(command: Command) -> None:
     line = [sys.executable, "-m", "graceful_fast", "search", "old.npy", "new.npy", "-k", "2", "--output", "n.npz"]
     master, terminal = pty.openpty()
@@ -287,6 +303,13 @@ def test_progress_is_shown_where_standard_error_is_a_terminal(command: Command) 
         (("old.npy", "new.npy", "--memory-limit", "1e400 B"), "--memory-limit: expected bytes"),
         (("old.npy", "new.npy", "--memory-limit", "1KiB"), "--memory-limit: expected at least"),
         (("old.npy", "new.npy", "--memory-limit", "0"), "--memory-limit: expected a number of bytes, got 0"),
+        (("old.npy", "new.npy", "--query-ids", "y.npy"), "--gallery-ids: expected together with query_ids, got None"),
+        (
+            ("old.npy", "new.npy", "--query-groups", "y.npy", "--gallery-groups", "new.npy"),
+            "--gallery-groups new.npy: expected integers, got torch.float32",
+        ),
+        (("old.npy", "new.npy", "--query-ids", "none.npy", "--gallery-ids", "y.npy"), "none.npy: no such file"),
+        (("old.npy", "new.npy", "--query-ids", "y.npy", "--output", "y.npy"), "expected another file than that of --q"),
         (("old.npy", "new.npy", "--checkpoint", "y.npy"), "checkpoint: y.npy: cannot make the directory"),
         (("old.npy", "new.npy", "--output", "nowhere/n.npz"), "nowhere/n.npz: cannot write"),
         (("old.npy", "narrow.npy", "--output", "narrow.npy"), "--output narrow.npy: expected another file than"),

@@ -1,6 +1,7 @@
 """Retrieval metrics are those of the full ranking by float64 scores, whatever the data and the machine."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -339,6 +340,8 @@ LABELS = np.arange(8)
         (ValueError, r"k: expected depths of 1 or more, got 0", {"k": (1, 0)}),
         (ValueError, r"k: expected at least one depth, got none", {"k": ()}),
         (TypeError, r"k: expected integers, got float", {"k": (1.0,)}),
+        (TypeError, r"queries: expected an array, got a path: gf.Gallery.open\('q.npy'\).load", {"queries": "q.npy"}),
+        (TypeError, r"gallery: expected .* got a path: gf.Gallery.open\('g.npy'\)$", {"gallery": Path("g.npy")}),
         (ValueError, r"gallery: expected the dim of the queries, got queries \(8, 3\)", {"gallery": GOOD[:, :2]}),
         (ValueError, r"query_labels: expected shape \(8,\), got \(7,\)", {"query_labels": LABELS[:7]}),
         (TypeError, r"gallery_labels: expected integers, got torch.float64", {"gallery_labels": LABELS * 1.0}),

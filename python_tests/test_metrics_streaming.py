@@ -15,18 +15,16 @@ from test_streaming import (
     METRICS,
     SOURCES,
     Open,
-    block_rows,
-    large,
     open_parquet,
     open_prepared,
     open_shards,
+    position,
     random_rows,
+    stop_at,
 )
 
 import graceful_fast as gf
-from graceful_fast import _rank_counts
-
-__all__ = ["block_rows", "large"]  # fixtures
+from graceful_fast import _checkpoint, _rank_counts
 
 ROWS, QUERIES = 1000, 40
 QUERY_ROWS = random_rows(QUERIES, seed=1)
@@ -144,6 +142,66 @@ def test_identification_streams_and_goes_on_from_a_checkpoint(
     )
     assert found == expected
     assert told[0] == 500
+
+
+@pytest.mark.parametrize("source", [open_shards, open_parquet, open_prepared])
+def test_interrupted_counts_go_on_where_they_were(
+    source: Open, block_rows: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = tied_rows()
+    options: dict[str, Any] = LABELS | SIDES | {"metric": "l2"}
+    expected = gf.retrieval_metrics(QUERY_ROWS, rows, **options)
+    gallery = source(tmp_path, rows)
+    block_rows(400)
+    monkeypatch.setattr(_rank_counts, "_PAIRS", 600)  # more than one reading
+    state = tmp_path / "deep" / "state"
+    # What is done of a reading is told before it is evaluated and saved: at 2000 the state is that of 1800.
+    for row, saved in ((0, None), (400, 400), (800, 800), (1400, 1400), (2000, 1800)):
+        with pytest.raises(KeyboardInterrupt, match=f"at {row}"):
+            gf.retrieval_metrics(QUERY_ROWS, gallery, **options, checkpoint=state, progress=stop_at(row))
+        if saved is not None:
+            assert position(state) == saved
+    block_rows(300)
+    told: list[tuple[int, int | None]] = []
+    for _ in range(2):
+        found = gf.retrieval_metrics(
+            QUERY_ROWS, gallery, **options, checkpoint=state, progress=lambda *state: told.append(state)
+        )
+        assert_same(found, expected)
+    total = told[-1][1]
+    assert total is not None
+    assert [done for done, _ in told[:3]] == [1800, 2000, 2300]
+    assert [done for done, _ in told[-3:]] == [total] * 3  # the second call has nothing to do
+
+
+def test_a_checkpoint_keeps_what_was_counted_before_a_bad_row(
+    block_rows: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = random_rows()
+    rows[777, 3] = np.nan
+    block_rows(100)
+    monkeypatch.setattr(_checkpoint, "_SECONDS", 1e9)
+    with pytest.raises(ValueError, match="gallery: row 777: expected finite numbers"):
+        gf.retrieval_metrics(QUERY_ROWS, open_shards(tmp_path, rows), **LABELS, checkpoint=tmp_path / "c")
+    assert position(tmp_path / "c") == 700
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"k": 7}, r"k: expected \[7\], got \[1, 5, 10\]"),
+        ({"metric": "ip"}, "metric: expected 'ip', got 'cosine'"),
+        ({"query_labels": LABELS["query_labels"] + 1}, "labels, ids and groups: expected"),
+        (SIDES, "labels, ids and groups: expected"),
+    ],
+)
+def test_a_checkpoint_of_other_counts_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    rows = tied_rows()
+    gf.retrieval_metrics(QUERY_ROWS, rows, **LABELS, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=f"belongs to another search: {named}"):
+        gf.retrieval_metrics(QUERY_ROWS, rows, **(LABELS | change), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another search"):
+        gf.knn(QUERY_ROWS, rows, 5, checkpoint=tmp_path)
 
 
 def test_a_limit_that_is_too_small_says_what_is_needed(tmp_path: Path) -> None:

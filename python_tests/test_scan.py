@@ -403,8 +403,19 @@ def spoiled(row: int, value: float, dtype: type = np.float32, rows: int = 8) -> 
         (ValueError, r"k: expected 1 to 0", {"gallery": GOOD[:0], "k": 1}),
         (TypeError, r"k: expected an integer, got float", {"k": 2.0}),
         (TypeError, r"k: expected an integer, got ndarray", {"k": np.array([2])}),
-        (TypeError, r"queries: expected real numbers of at most 64 bits, got dtype <U4", {"queries": "text"}),
+        (TypeError, r"queries: expected an array, got a path: gf.Gallery.open\('q.npy'\).load", {"queries": "q.npy"}),
+        (
+            TypeError,
+            r"queries: expected an array, got a Gallery: .* in .load\(\).array",
+            {"queries": gf.Gallery.open(GOOD)},
+        ),
+        (TypeError, r"gallery: expected .* got a path: gf.Gallery.open\('g.npy'\)$", {"gallery": Path("g.npy")}),
         (TypeError, r"queries: expected a torch tensor, .*, got dict", {"queries": {}}),
+        (
+            TypeError,
+            r"queries: expected real numbers of at most 64 bits, got dtype <U4",
+            {"queries": np.array([["text"]])},
+        ),
         (
             TypeError,
             r"gallery: expected a floating dtype, int8 or uint8, got torch.int64",

@@ -16,7 +16,7 @@ import torch
 from gallery_cases import write_bin, write_parquet
 
 import graceful_fast as gf
-from graceful_fast import _checkpoint, _search_blocks, reference
+from graceful_fast import _checkpoint, reference
 
 ROWS, DIM, QUERIES, K = 1000, 24, 12, 9
 METRICS = ("cosine", "ip", "l2")
@@ -29,19 +29,6 @@ def random_rows(rows: int = ROWS, dim: int = DIM, seed: int = 0) -> torch.Tensor
 
 
 QUERY_ROWS = random_rows(QUERIES, seed=1)
-
-
-@pytest.fixture
-def block_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many rows a block has, and saves the state after each."""
-
-    def set_rows(rows: int) -> None:
-        monkeypatch.setattr(_search_blocks, "_FEWEST_ROWS", rows)
-        monkeypatch.setattr(_search_blocks, "_BLOCK_BYTES", 1)
-        monkeypatch.setattr(_checkpoint, "_SECONDS", 0.0)
-        monkeypatch.setattr(_checkpoint, "_PAUSES", 0)
-
-    return set_rows
 
 
 def open_shards(folder: Path, rows: torch.Tensor) -> gf.Gallery:
@@ -221,7 +208,7 @@ def test_integers_of_numpy_are_integers(tmp_path: Path) -> None:
     assert gf.knn(QUERY_ROWS, rows, np.uint8(250), memory_limit=64 << 20).indices.shape == (len(QUERY_ROWS), 250)
 
 
-LIMIT = 16 << 20
+LIMIT = 16 << 20  # a tenth of the galleries in `large`
 PEAK = """
 import sys, numpy as np, torch, graceful_fast as gf
 path, k, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -239,20 +226,6 @@ with open("/proc/self/clear_refs", "w") as file:
 gf.knn(queries, gallery, k, memory_limit=limit)
 print(kilobytes("VmHWM") - before << 10)
 """
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Galleries of ten times LIMIT, by their names: g.npy and what is made of it."""
-    folder = tmp_path_factory.mktemp("large")
-    block = np.random.default_rng(0).standard_normal((1 << 16, 128), dtype=np.float32)
-    array = np.lib.format.open_memmap(folder / "g.npy", "w+", np.float32, (5 << 16, 128))
-    for part in range(5):
-        array[part << 16 : (part + 1) << 16] = block + np.float32(part)
-    integers = torch.from_numpy((20 * block).astype(np.int8)).repeat(20, 1)
-    write_bin(folder / "g.i8bin", integers)
-    np.save(folder / "bytes.npy", integers.numpy())
-    return folder
 
 
 def growth(path: Path, *, k: int = 10, limit: int = LIMIT, queries: int = 20, mapped: bool = False) -> int:
@@ -416,7 +389,7 @@ def test_a_zero_row_of_a_prepared_gallery_is_named(block_rows: Callable[[int], N
         ({"queries": QUERY_ROWS + 1}, r"queries: expected '\w{32}', got '\w{32}'"),
         ({"queries": QUERY_ROWS[1:]}, r"queries: expected"),
         ({"gallery": random_rows() + 1}, r"gallery: expected"),
-        ({"query_ids": np.arange(QUERIES), "gallery_ids": np.arange(ROWS)}, r"ids and groups: expected"),
+        ({"query_ids": np.arange(QUERIES), "gallery_ids": np.arange(ROWS)}, r"labels, ids and groups: expected"),
     ],
 )
 def test_the_state_of_another_search_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:

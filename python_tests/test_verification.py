@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import graceful_fast as gf
-from graceful_fast import _brackets, _error_rates, reference_metrics
+from graceful_fast import _brackets, _pairs, reference_metrics
 
 METRICS = ("cosine", "ip", "l2")
 FARS = (0.5, 0.1, 0.03, 0.001)
@@ -42,7 +43,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def set_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for constant, value in WAYS[name].items():
-        module = _brackets if constant == "_SAMPLE" else _error_rates
+        module = _brackets if constant == "_SAMPLE" else _pairs
         monkeypatch.setattr(module, constant, value)
 
 
@@ -282,6 +283,9 @@ BAD = np.where(LABELS[:, None] == 2, np.nan, GOOD)
         (ValueError, r"b: row 2: expected finite numbers.*\(a \(8, 3\), b \(8, 3\)\)", {"b": BAD}),
         (ValueError, r"a: row 2: expected finite numbers", {"a": BAD}),
         (ValueError, r"a: row 0: cosine of a zero", {"a": GOOD * 0}),
+        (TypeError, r"a: expected an array or a Gallery, got a path: gf.Gallery.open\('a.npy'\)$", {"a": "a.npy"}),
+        (TypeError, r"b: expected an array or a Gallery, got a path: gf.Gallery.open", {"b": Path("b.npy")}),
+        (TypeError, r"b: expected a torch tensor, .*, got dict", {"b": {}}),
     ],
 )
 def test_what_is_wrong_is_named(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
@@ -304,8 +308,8 @@ def test_bad_data_among_many_pairs_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 ANSWER = """
 import json, numpy as np, torch, graceful_fast as gf
-from graceful_fast import _error_rates
-_error_rates._FEW = 0
+from graceful_fast import _brackets, _pairs
+_pairs._FEW, _brackets._SAMPLE = 0, 20_000
 answers = []
 for threads in (1, 3):
     torch.set_num_threads(threads)
