@@ -140,6 +140,46 @@ __global__ void chain() {
 }
 TEST(chains_of_syncwarps) { CHECK_BUG(chain, "race: ", "no __syncwarp between"); }
 
+// Lanes 0 and 2 read before and after a __syncwarp of lanes 1 and 2; lane 1 writes and must have met both since.
+template <bool fixed>
+__global__ void reads_at_different_times() {
+  simt::Smem smem;
+  int* slot = smem.take<int>(1);
+  const int i = threadIdx.x;
+  if (i == 0) *slot = 1;
+  __syncthreads();
+  if (i == 0) {
+    out[i] = float(*slot);
+    __syncwarp(1 | 2);
+  }
+  if (i == 1) {
+    __syncwarp(2 | 4);
+    __syncwarp(1 | 2);
+    if (fixed) __syncwarp(2 | 4);
+    *slot = 2;
+  }
+  if (i == 2) {
+    __syncwarp(2 | 4);
+    out[i] = float(*slot);
+    if (fixed) __syncwarp(2 | 4);
+  }
+}
+TEST(lanes_that_read_at_different_times) { CHECK_BUG(reads_at_different_times, "race: ", "no __syncwarp between"); }
+
+template <bool fixed>
+__global__ void late_write() {
+  simt::Smem smem;
+  int* slot = smem.take<int>(1);
+  const int i = threadIdx.x;
+  if (i == 0) *slot = 1;
+  __syncthreads();
+  out[i] = float(*slot);
+  __syncwarp();
+  if (fixed) __syncthreads();
+  if (i == kThreads - 1) *slot = 2;
+}
+TEST(write_beside_reads_of_other_warps) { CHECK_BUG(late_write, "race: ", "no barrier between"); }
+
 template <bool fixed>
 __global__ void copy_without_barrier() {
   simt::Smem smem;
@@ -239,6 +279,17 @@ __global__ void blocks_read_then_write() {
 TEST(a_barrier_does_not_order_blocks) {
   check(blocks_read_then_write<true>, blocks_read_then_write<false>, {"race: ", "of in (2048 bytes)", "another block"},
         __LINE__, 2);
+}
+
+template <bool fixed>
+__global__ void one_block_writes_at_its_end() {
+  const float value = in[0];
+  __syncthreads();
+  if (threadIdx.x == 0 && blockIdx.x == 1 && !fixed) in[0] = value;
+}
+TEST(a_block_writes_what_it_and_others_have_read) {
+  check(one_block_writes_at_its_end<true>, one_block_writes_at_its_end<false>, {"race: ", "another block"}, __LINE__,
+        2);
 }
 
 template <bool fixed>
