@@ -101,8 +101,7 @@ def count_better(
         shown(done, total)
         for first_query, last_query in ranges[done // max(1, rows) :]:
             some = queries[first_query:last_query]
-            rows_at_once = min(plan.rows, most_rows(gallery))
-            pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), rows_at_once)
+            pairs, keys = ranked(some, gallery, metric, relevant.of(first_query, last_query), plan.rows)
             wanted = ~pairs.excluded
             start = np.concatenate([[0], np.cumsum(np.bincount(pairs.query[wanted], minlength=len(some)))])
             positives = _ops.Positives(*map(torch.from_numpy, (start, keys[wanted], pairs.row[wanted])))
@@ -170,6 +169,7 @@ def exact_keys(
         whole = as_scanned(gallery.array)
         keys = _ops.scan_pairs(queries, whole, metric, torch.from_numpy(query), torch.from_numpy(row)).numpy()
         return np.where(np.isnan(keys), 0, keys)
+    rows_at_once = min(rows_at_once, most_rows(gallery))
     wanted, place = np.unique(row, return_inverse=True)
     order = np.argsort(place, kind="stable")
     keys = np.zeros(len(order))

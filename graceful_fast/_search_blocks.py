@@ -88,30 +88,33 @@ def plan_blocks(search: Search, gallery: "Gallery", memory_limit: int | None, *,
     stride = code_stride(dim)
     if memory_limit is None:
         return BlockPlan(most_rows(gallery), CANDIDATE_BYTES, max(_FEWEST_ROWS, _BLOCK_BYTES // stride))
-    # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed: at
-    # worst the whole block.
+    # Two blocks are in memory, one being read. Of codes also the facts, and the originals of whatever is listed, at
+    # worst of the whole block; where it is scanned again, blocks of its rows instead.
     row_bytes = 2 * dim * itemsize + float_bytes(gallery)
-    if search.prepared:
-        row_bytes += 2 * (stride + 12)
-    if search.prepared and gallery.array is None:
-        row_bytes += dim * itemsize
+    coded_bytes = 2 * (stride + 12) if search.prepared else 0
+    listed = search.prepared and gallery.array is None
+    listed_bytes = dim * itemsize + float_bytes(gallery) if listed else 0
     # The queries, should they be a copy or mapped; packed for each thread that scans; the best so far in three forms;
     # the scan's panels.
     packed = min(count, QUERIES_A_TASK) * (4 * dim + stride + 100)
     fixed = count * (search.queries.element_size() * dim + 40 * search.k) + threads() * (packed + (2 << 20))
-    copies = 6 if search.prepared and gallery.array is None else 1  # of candidates: the list made of them, its sorting
+    copies = 6 if listed else 1  # of candidates: the list made of them, its sorting
     least = copies * 16 * count * (search.k + 32)
     fewest = fewest_rows(gallery)
-    needed = fixed + least + fewest * row_bytes
+    needed = fixed + least + fewest * (row_bytes + coded_bytes + listed_bytes)
     if memory_limit < needed:
         raise ValueError(
             f"memory_limit: expected at least {needed} bytes for {count} queries of dim {dim} and k = {search.k}, "
             f"got {memory_limit}"
         )
     candidates = max(least, min(copies * CANDIDATE_BYTES, (memory_limit - fixed) // 4))
-    rows = (memory_limit - fixed - candidates) // row_bytes
-    rows = max(fewest, min(rows, most_rows(gallery)))
-    return BlockPlan(rows, candidates // copies, rows)
+    free = memory_limit - fixed - candidates
+    coded_rows = 0
+    if listed:
+        coded_rows = min(free // (coded_bytes + listed_bytes), _BLOCK_BYTES // stride)
+        free -= coded_rows * coded_bytes
+    rows = max(fewest, min(free // (row_bytes + (0 if listed else coded_bytes)), most_rows(gallery)))
+    return BlockPlan(rows, candidates // copies, coded_rows or rows)
 
 
 def search_blocks(

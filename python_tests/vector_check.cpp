@@ -8,6 +8,7 @@
 #include "cpu/convert.h"
 #include "cpu/exp.h"
 #include "cpu/lanes.h"
+#include "math/row_statistics.h"
 
 using namespace graceful_fast;
 
@@ -51,24 +52,33 @@ void check_exponential() {
   }
 }
 
-// Exponents x / T of at most 1/2, for temperatures up to both ends of what the kernels use.
+// Exponents x / T within the polynomials' range, for temperatures up to both ends of what the kernels use.
+template <bool calm>
+void check_small_growth(double inverse, double end) {
+  const SmallGrowth<float, calm> growth(inverse);
+  for (int i = -100000; i <= 100000; ++i) {
+    const float x = float(i * (end * 1e-5) / inverse);
+    const double d = x * inverse;
+    float lanes[kFloats];
+    store(lanes, growth.minus(Floats{} + x, 0));
+    if (!(std::fabs(lanes[0] - std::expm1(d)) <= 3 * 0x1p-24 * std::fabs(std::expm1(d)))) fail("minus", to_bits(x));
+    store(lanes, growth.add_bent(Floats{} + 1, Floats{} + x, Floats{}));
+    const double bent = SmallGrowth<double, calm>(inverse).add_bent(1, x, 0);
+    if (!(std::fabs(lanes[0] - bent) <= 5 * 0x1p-24 * bent)) fail("bent", to_bits(x));
+  }
+}
+
 void check_small_exponents() {
   for (const double inverse : {1.0, 0.01, 0x1p-10, 0x1p10, 1 / 3.0}) {
+    check_small_growth<false>(inverse, kSmall);
+    check_small_growth<true>(inverse, kCalm);
     const SmallExponential<float> exponential_of(3, inverse);
-    const SmallGrowth<float> growth(inverse);
-    for (int i = -100000; i <= 100000; ++i) {
-      const float x = float(i * 0.5e-5 / inverse);
-      const double d = x * inverse;
+    for (int i = 0; i <= 100000; ++i) {
+      const float x = float(i * (kCalmExponent * -1e-5) / inverse);
+      const double exact = 3 * std::exp(x * inverse);
       float lanes[kFloats];
-      if (d <= 0 && d >= -0.5) {
-        store(lanes, exponential_of(Floats{} + x));
-        if (!(std::fabs(lanes[0] - 3 * std::exp(d)) <= 2.5 * 0x1p-24 * 3 * std::exp(d))) fail("small", to_bits(x));
-      }
-      store(lanes, growth.minus(Floats{} + x, 0));
-      if (!(std::fabs(lanes[0] - std::expm1(d)) <= 3 * 0x1p-24 * std::fabs(std::expm1(d)))) fail("minus", to_bits(x));
-      store(lanes, growth.add_bent(Floats{} + 1, Floats{} + x, Floats{}));
-      const double bent = SmallGrowth<double>(inverse).add_bent(1, x, 0);
-      if (!(std::fabs(lanes[0] - bent) <= 5 * 0x1p-24 * bent)) fail("bent", to_bits(x));
+      store(lanes, exponential_of(Floats{} + x));
+      if (!(std::fabs(lanes[0] - exact) <= 2.5 * 0x1p-24 * exact)) fail("small", to_bits(x));
     }
   }
 }

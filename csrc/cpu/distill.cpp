@@ -3,6 +3,7 @@
 #include "cpu/distill.h"
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -170,8 +171,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& new_logits, const Tensor& old_l
                                     params.rows.new_logits.type == Element::float64);
   Tensor statistics = empty({n, kRowStatistics}, ScalarType::Double);
   double* const to = mutable_pointer<double>(statistics);
-  std::vector<double> parts(static_cast<size_t>(n * kRowPart)), losses(static_cast<size_t>(n));
-  params.parts = parts.data();
+  const auto parts = std::make_unique_for_overwrite<double[]>(static_cast<size_t>(n * kRowPart));
+  std::vector<double> losses(static_cast<size_t>(n));
+  params.parts = parts.get();
   const DistillKernels& kernels = GF_CHOOSE_TABLE(distill);
   torch::stable::parallel_for(0, n, grain(classes), [&](int64_t begin, int64_t end) {
     clear(params.parts + begin * kRowPart, end - begin);

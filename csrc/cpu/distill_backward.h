@@ -22,7 +22,7 @@ void gradient_block(const In* s, const In* t, int n, const RowStatistics& row, c
   const S e = S(f.e), smooth = S(f.smooth), k = S(f.k), v = S(f.v), near = S(f.near), z1 = S(row.ratio_minus_1);
   const S unit_of_d = unit<Formula>(inverse);
   const SmallExponential<S> near_times_w(f.near, unit_of_d);
-  const SmallGrowth<S> small_growth(unit_of_d);
+  const SmallGrowth<S, Formula::path == Path::calm> small_growth(unit_of_d);
   for_vectors<V>(n, [&](int j, auto whole) {
     const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
     const auto [u, d] = exponents<Formula>(sj, tj, frames);

@@ -1,5 +1,5 @@
-// distill forward: a row's part of the statistics, in blocks of classes that stay in L1. The block's maxima first, then
-// its sums in a frame at the running maxima, then the sums merge: memory is read once.
+// distill forward: a row's part of the statistics, in blocks of classes that stay in L1. The block's maxima first, and
+// its numbers widened, then its sums in a frame at the running maxima, then the sums merge: memory is read once.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -68,21 +68,31 @@ const S* without_target(const S* s, const S* t, int n, int64_t target_at, RowPar
   return copy;
 }
 
-// One row while its classes are walked over.
-template <class V>
+// One row while its classes are walked over. In: what is read, V's number or, if both logits are of it, a half type.
+template <class V, class In>
 struct ForwardRow {
   using S = ScalarOf<V>;
   const DistillRows& rows;
   RowPart part{};
   KlRow<V> divergence{S(1 / rows.temperature)};
-  S new_buffer[kBlock], old_buffer[kBlock], without[kBlock];
+  In new_buffer[kBlock], old_buffer[kBlock];
+  S new_wide[kBlock], old_wide[kBlock], without[kBlock];
 
   explicit ForwardRow(const DistillRows& rows) : rows(rows) {}  // leaves the buffers as they are
 
+  // What the first pass over a block, which leaves its numbers in `wide`, has it read by the others.
+  static const S* widened(const In* block, const S* wide) {
+    if constexpr (std::is_same_v<In, S>) {
+      return block;
+    } else {
+      return wide;
+    }
+  }
+
   // The distance of classes that both models know. target_at: the target's place among them, or where it would be.
-  void compare(const S* s, const S* t, int n, const Extremes& block, int64_t target_at) {
+  void compare(const S* s, const S* t, int n, const In* next, const Extremes& block, int64_t target_at) {
     see_before<V>(t, n, target_at, block.old_max, part.old_before);
-    if (rows.kind == DivergenceKind::kl) return divergence.add(s, t, n, block);
+    if (rows.kind == DivergenceKind::kl) return divergence.add(s, t, n, next, block);
     part.old_max = std::max(part.old_max, block.old_max);
     if (rows.exclude_target && part.known != 0 && target_at >= 0 && target_at < n) {
       t = without_target(s, t, n, target_at, part, without);
@@ -91,8 +101,8 @@ struct ForwardRow {
   }
 
   // The cross-entropy's part of a block.
-  void add(const S* s, int n, double max, int64_t target_at, bool with_total) {
-    add_exponentials<V>(s, n, max, part.softmax);
+  void add(const S* s, int n, const In* next, double max, int64_t target_at, bool with_total) {
+    add_exponentials<V>(s, n, next, max, part.softmax);
     see_before<V>(s, n, target_at, max, part.new_before);
     if (!with_total) return;
     const S shift = S(part.softmax.frame == -kInfinity ? 0 : part.softmax.frame);
@@ -100,39 +110,45 @@ struct ForwardRow {
   }
 };
 
-template <class V>
+template <class V, class In>
 void accumulate_row(const DistillAccumulate& params, int64_t i) {
   using S = ScalarOf<V>;
   const DistillRows& rows = params.rows;
   if (rows.target[i] == rows.ignore_index) return;
   const int64_t columns = rows.new_logits.columns, column = rows.target[i] - rows.first_class;
   const bool here = column >= 0 && column < columns;
-  const Row<S> new_row(rows.new_logits, i), old_row(rows.old_logits, i);
+  const Row<In> new_row(rows.new_logits, i), old_row(rows.old_logits, i);
   Pairs pairs(rows);
   const int64_t old_column = here ? pairs.old_column(column) : -1;
   const bool compared = !here || old_column >= 0;  // a target that the old model never knew: no distillation
-  ForwardRow<V> row(rows);
+  ForwardRow<V, In> row(rows);
   RowPart& part = row.part;
   if (here) part.new_target = new_row[column];
   if (old_column >= 0) part.known = 1, part.old_target = old_row[old_column];
 
   for (int64_t start = 0; start < columns;) {
     const int n = pairs.block(start);
-    const S* s = new_row.block(start, n, row.new_buffer);
+    const In* new_block = new_row.block(start, n, row.new_buffer);
+    const S* s = row.widened(new_block, row.new_wide);
     const auto shared = compared ? pairs.in(start, n) : Pairs::Range{0, 0};
+    const auto compare = [&](const In* with_new, const In* with_old, const Extremes& block, int64_t target_at) {
+      row.compare(row.widened(with_new, row.new_wide), row.widened(with_old, row.old_wide), shared.n,
+                  with_old + shared.n, block, target_at);
+    };
     if (shared.n == 0 || rows.new_column) {
-      row.add(s, n, block_max<V>(s, n), column - start, params.with_total);
+      const double max = block_max<V>(new_block, n, row.new_wide);
+      row.add(s, n, new_block + n, max, column - start, params.with_total);
     } else {
-      const S* t = old_row.block(start, n, row.old_buffer);
-      const Extremes block = extremes<V>(s, t, n);
-      row.add(s, n, block.new_max, column - start, params.with_total);
-      row.compare(s, t, n, block, column - start);
+      const In* old_block = old_row.block(start, n, row.old_buffer);
+      const Extremes block = extremes<V>(new_block, old_block, n, row.new_wide, row.old_wide);
+      row.add(s, n, new_block + n, block.new_max, column - start, params.with_total);
+      compare(new_block, old_block, block, column - start);
     }
     if (shared.n > 0 && rows.new_column) {
       pairs.gather(new_row, rows.new_column, shared, row.new_buffer);
       pairs.gather(old_row, rows.old_column, shared, row.old_buffer);
-      row.compare(row.new_buffer, row.old_buffer, shared.n, extremes<V>(row.new_buffer, row.old_buffer, shared.n),
-                  pairs.before(column) - shared.begin);
+      const Extremes block = extremes<V>(row.new_buffer, row.old_buffer, shared.n, row.new_wide, row.old_wide);
+      compare(row.new_buffer, row.old_buffer, block, pairs.before(column) - shared.begin);
     }
     start += n;
   }

@@ -12,8 +12,14 @@ namespace {
 
 void accumulate(const DistillAccumulate& params, int64_t begin, int64_t end) {
   const DefaultRounding rounding;
-  const bool wide = computes_in_float64(params.rows);
-  for (int64_t i = begin; i < end; ++i) wide ? accumulate_row<double>(params, i) : accumulate_row<Floats>(params, i);
+  const auto run = [&](auto row) {
+    for (int64_t i = begin; i < end; ++i) row(params, i);
+  };
+  if (computes_in_float64(params.rows)) return run(accumulate_row<double, double>);
+  if (params.rows.old_logits.type != params.rows.new_logits.type) return run(accumulate_row<Floats, float>);
+  with_type(params.rows.new_logits.type, [&](auto in) {
+    if constexpr (!std::is_same_v<decltype(in), double>) run(accumulate_row<Floats, decltype(in)>);
+  });
 }
 
 void backward(const DistillBackward& params, int64_t begin, int64_t end) {

@@ -18,11 +18,11 @@ S finite_or_0(S x) {
 struct Extremes {
   double new_min, new_max, old_min, old_max;
 };
-template <class V, class S>
-Extremes extremes(const S* s, const S* t, int n) {
+template <class V, class In, class S>
+Extremes extremes(const In* s, const In* t, int n, S* new_wide, S* old_wide) {
   V s_max = splat<V>(-kInfinity), s_min = -s_max, t_max = s_max, t_min = s_min;
   for_vectors<V>(n, [&](int j, auto whole) {
-    const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
+    const V sj = get<V, whole>(s, j, n, new_wide), tj = get<V, whole>(t, j, n, old_wide);
     s_max = larger(sj, s_max), s_min = smaller(sj, s_min);
     t_max = larger(tj, t_max), t_min = smaller(tj, t_min);
   });
@@ -45,10 +45,10 @@ Differences differences(const S* s, const S* t, int n) {
   return {fold_min(d_min) + base, fold_max(d_max) + base};
 }
 
-template <class V, class S>
-double block_max(const S* s, int n) {
+template <class V, class In, class S = In>
+double block_max(const In* s, int n, S* wide = nullptr) {
   V s_max = splat<V>(-kInfinity);
-  for_vectors<V>(n, [&](int j, auto whole) { s_max = larger(get<V, whole>(s, j, n), s_max); });
+  for_vectors<V>(n, [&](int j, auto whole) { s_max = larger(get<V, whole>(s, j, n, wide), s_max); });
   return fold_max(s_max);
 }
 
@@ -77,11 +77,15 @@ Placement place(const S* s, const S* t, int n, double block_old_max, S inverse) 
     spread += w > V{} ? -w * below : V{};
     mass += w;
   });
-  const auto add = [](double a, double b) { return a + b; };
+  const auto total_of = [](V lanes) {
+    Sum<V> all;
+    all.add(lanes);
+    return all.value();
+  };
   const double share = double(n) / probe, base = double(new_base) - old_base;
-  double total = fold(sum, add) * share, weight = fold(mass, add) * share;
+  double total = total_of(sum) * share, weight = total_of(mass) * share;
   double mean = weight > 0 ? total / weight : 0;
-  const double deviation = weight > 0 ? std::sqrt(std::max(0.0, fold(squares, add) * share / weight - mean * mean)) : 0;
+  const double deviation = weight > 0 ? std::sqrt(std::max(0.0, total_of(squares) * share / weight - mean * mean)) : 0;
   if (n > probe && weight < kFewClasses) {
     const int64_t at = std::find(t, t + n, S(block_old_max)) - t;
     const double difference = at < n ? (double(s[at]) - new_base) - (double(t[at]) - old_base) : kInfinity;
@@ -90,20 +94,20 @@ Placement place(const S* s, const S* t, int n, double block_old_max, S inverse) 
   const double shift = base + mean;
   const bool moderate = inverse >= 1 / kPlain && inverse <= kPlain;
   if (moderate && std::fabs(shift) <= 2 * deviation) return {shift, Rounding::plain};
-  return {shift, std::fabs(shift) * weight <= fold(spread, add) * share ? Rounding::direct : Rounding::framed};
+  return {shift, std::fabs(shift) * weight <= total_of(spread) * share ? Rounding::direct : Rounding::framed};
 }
 
 // Adds the exponentials of a block to a softmax whose frame is at least their maximum. Only classes at the frame need
-// to be told from the others.
-template <class V, bool at_frame, class S>
-void add_exponentials(const S* s, int n, Softmax& softmax) {
+// to be told from the others. next: what will be read after the block, to be fetched meanwhile.
+template <class V, bool at_frame, class S, class In>
+void add_exponentials(const S* s, int n, const In* next, Softmax& softmax) {
   Sum<V> rest, ones;
   V rest_part{}, ones_part{};
   const S frame = S(softmax.frame == -kInfinity ? 0 : softmax.frame);
   for_vectors<V>(
       n,
       [&](int j, auto whole) {
-        __builtin_prefetch(s + j + n);  // the next block, or the next row
+        __builtin_prefetch(next + j);
         const V shifted = get<V, whole>(s, j, n) - frame;
         const V e = exponential(shifted);
         if constexpr (at_frame) {
@@ -124,28 +128,28 @@ void add_exponentials(const S* s, int n, Softmax& softmax) {
     softmax.ones += ones.value();
   }
 }
-template <class V, class S>
-void add_exponentials(const S* s, int n, double block_max, Softmax& softmax) {
+template <class V, class S, class In>
+void add_exponentials(const S* s, int n, const In* next, double block_max, Softmax& softmax) {
   softmax.move(block_max);
-  if (block_max == softmax.frame || block_max == -kInfinity) return add_exponentials<V, true>(s, n, softmax);
-  add_exponentials<V, false>(s, n, softmax);
+  if (block_max == softmax.frame || block_max == -kInfinity) return add_exponentials<V, true>(s, n, next, softmax);
+  add_exponentials<V, false>(s, n, next, softmax);
 }
 
 // The divergence's sums of one block, in given frames.
-template <class Formula, class V, class S>
-void add_divergence(const S* s, const S* t, int n, S inverse, Divergence& divergence) {
+template <class Formula, class V, class S, class In>
+void add_divergence(const S* s, const S* t, int n, const In* next, S inverse, Divergence& divergence) {
   constexpr Path path = Formula::path;
   const Frames<S> frames(0, divergence.new_frame, divergence.old_frame, inverse);
   const S unit_of_d = unit<Formula>(inverse);
   const SmallExponential<S> small_exponential(1, unit_of_d);
-  const SmallGrowth<S> small_growth(unit_of_d);
+  const SmallGrowth<S, path == Path::calm> small_growth(unit_of_d);
   Sum<V> k, m, x, v;
   V k_part{}, m_part{}, x_part{}, v_part{};
   for_vectors<V>(
       n,
       [&](int j, auto whole) {
         const V sj = get<V, whole>(s, j, n), tj = get<V, whole>(t, j, n);
-        __builtin_prefetch(t + j + n);  // as for s above
+        __builtin_prefetch(next + j);
         const auto [u, d] = exponents<Formula>(sj, tj, frames);
         const V w = kept<V, whole>(path == Path::calm ? small_exponential(u) : exponential(u), j, n);
         k_part += w;
@@ -189,7 +193,8 @@ struct KlRow {
   double difference_min = kInfinity, difference_max = -kInfinity;
   bool far = false;
 
-  void add(const S* s, const S* t, int n, const Extremes& block) {
+  template <class In>
+  void add(const S* s, const S* t, int n, const In* next, const Extremes& block) {
     new_max = std::max(new_max, block.new_max);
     old_max = std::max(old_max, block.old_max);
     old_min = std::min(old_min, block.old_min);
@@ -211,7 +216,7 @@ struct KlRow {
     difference_max = std::max(difference_max, range.max);
     far = path == Path::far;
     with_formula(path, placement.rounding,
-                 [&](auto formula) { add_divergence<decltype(formula), V>(s, t, n, inverse, sums); });
+                 [&](auto formula) { add_divergence<decltype(formula), V>(s, t, n, next, inverse, sums); });
   }
 
   Path path_with(const Differences& range) const {

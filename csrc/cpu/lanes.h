@@ -33,24 +33,40 @@ template <class V>
 GF_INLINE V smaller(V a, V b) {
   return a < b ? a : b;
 }
-template <class V, class F>
-GF_INLINE double fold(V v, F&& join) {
-  ScalarOf<V> lanes[kLanes<V>];
-  store(lanes, v);
-  double wide[kLanes<V>];
-  for (int i = 0; i < kLanes<V>; ++i) wide[i] = lanes[i];
-  for (int width = kLanes<V> / 2; width > 0; width /= 2) {  // by halves: four steps wait for each other, not fifteen
-    for (int i = 0; i < width; ++i) wide[i] = join(wide[i], wide[i + width]);
+// Halves of a vector by shuffles, not memory: the compiler would keep the vector there through the whole loop.
+template <int first, class V, int... i>
+GF_INLINE auto lanes_from(V v, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(v, v, (first + i)...);
+}
+template <int count, class V>
+GF_INLINE auto lower(V v) {
+  return lanes_from<0>(v, std::make_integer_sequence<int, count>{});
+}
+template <int count, class V>
+GF_INLINE auto upper(V v) {
+  return lanes_from<count>(v, std::make_integer_sequence<int, count>{});
+}
+// The lanes of a vector of T joined by halves, in registers as far as these are wider than 16 bytes.
+template <class T, class V, class F>
+GF_INLINE T fold(V v, F&& join) {
+  constexpr int kHalf = sizeof(V) / sizeof(T) / 2;
+  if constexpr (sizeof(V) > 16) {
+    return fold<T>(join(lower<kHalf>(v), upper<kHalf>(v)), join);
   }
-  return wide[0];
+  T lanes[sizeof(V) / sizeof(T)];
+  store(lanes, v);
+  for (int width = kHalf; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] = join(lanes[i], lanes[i + width]);
+  }
+  return lanes[0];
 }
 template <class V>
-double fold_max(V v) {
-  return fold(v, [](double a, double b) { return b > a ? b : a; });
+GF_INLINE double fold_max(V v) {
+  return fold<ScalarOf<V>>(v, [](auto a, auto b) { return b > a ? b : a; });
 }
 template <class V>
-double fold_min(V v) {
-  return fold(v, [](double a, double b) { return b < a ? b : a; });
+GF_INLINE double fold_min(V v) {
+  return fold<ScalarOf<V>>(v, [](auto a, auto b) { return b < a ? b : a; });
 }
 
 // A sum in float64 lanes that float32 lanes are added to.
@@ -59,19 +75,12 @@ struct Sum {
   static constexpr int kHalf = kLanes<V> / 2;
   using Wide = Lanes<double, kHalf>;
   Wide low{}, high{};
-  GF_INLINE void add(V part) { add(part, std::make_integer_sequence<int, kHalf>{}); }
-  template <int... i>  // shuffles, not memory: the compiler would keep the part there through the whole loop
-  GF_INLINE void add(V part, std::integer_sequence<int, i...>) {
-    low += __builtin_convertvector(__builtin_shufflevector(part, part, i...), Wide);
-    high += __builtin_convertvector(__builtin_shufflevector(part, part, (i + kHalf)...), Wide);
+  GF_INLINE void add(V part) {
+    low += __builtin_convertvector(lower<kHalf>(part), Wide);
+    high += __builtin_convertvector(upper<kHalf>(part), Wide);
   }
-  double value() const {
-    double lanes[kHalf];
-    store(lanes, low + high);
-    for (int width = kHalf / 2; width > 0; width /= 2) {
-      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    }
-    return lanes[0];
+  GF_INLINE double value() const {
+    return fold<double>(low + high, [](auto a, auto b) { return a + b; });
   }
 };
 template <>
@@ -125,10 +134,21 @@ GF_INLINE V get(const T* block, int j, int n) {
   if constexpr (std::is_same_v<T, float>) {
     return (V)_mm512_mask_loadu_ps((__m512)splat<V>(block[n - 1]), first_lanes(n - j), block + j);
   }
+  if constexpr (sizeof(T) == 2) {
+    const __m256i last = _mm256_set1_epi16(int16_t(block[n - 1].bits));
+    return widened((Shorts)_mm256_mask_loadu_epi16(last, first_lanes(n - j), block + j), T{});
+  }
 #endif
   T lanes[kLanes<V>];
   for (int i = 0; i < kLanes<V>; ++i) lanes[i] = block[std::min(j + i, n - 1)];
   return load_wide<V>(lanes);
+}
+// The same, widened into `wide` for later passes if it is of a half type. `wide` has room for whole vectors.
+template <class V, bool whole, class T, class S>
+GF_INLINE V get(const T* block, int j, int n, S* wide) {
+  const V v = get<V, whole>(block, j, n);
+  if constexpr (!std::is_same_v<T, S>) store(wide + j, v);
+  return v;
 }
 template <class V, bool whole>
 GF_INLINE V kept(V value, int j, int n) {
@@ -153,6 +173,9 @@ GF_INLINE void put(T* block, V value, int j, int n, bool streamed = false) {
   } else {
 #if defined(GF_AVX512)
     if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(block + j, first_lanes(n - j), (__m512)value);
+    if constexpr (sizeof(T) == 2) {
+      return _mm256_mask_storeu_epi16(block + j, first_lanes(n - j), (__m256i)narrowed(value, T{}));
+    }
 #endif
     T lanes[kLanes<V>];
     if constexpr (sizeof(T) == 2) {

@@ -45,7 +45,7 @@ void divide(ScanParams& params, int64_t candidates_a_query, int64_t most_candida
 // The candidates of a scan and what its tasks report.
 class Collection {
  public:
-  // k_fold: a staler floor lets more rows in, a fresher one costs more cuts. The room keeps cuts rare for small k.
+  // k_fold, room: how many candidates, so that they seldom have to be settled before the scan has ended.
   Collection(CollectParams& params, const ScanKernels& kernels, int64_t k_fold, int64_t room, int64_t bytes)
       : p_(params), kernels_(kernels), floor_(params.queries.rows, -std::numeric_limits<double>::infinity()) {
     const int64_t least = std::min(p_.k, p_.gallery.rows) + 32, most = bytes / int64_t(sizeof(Candidate));

@@ -28,7 +28,7 @@ struct ScanParams {
 };
 
 struct Candidate {
-  float score, error;  // scan units
+  float low, high;  // scan units: its score by definition lies between them
   int64_t row;
 };
 
@@ -61,7 +61,8 @@ struct ScanKernels {
   double (*typical_scale)(const Matrix&, int64_t dim);  // a power of two near 1/norm of the larger of some sampled rows
   double (*typical_scale_of_codes)(const Codes&, int64_t rows);
   void (*collect)(const CollectParams&, int64_t task, ScanReport&);
-  void (*trim)(const CollectParams&, int64_t query);  // drops candidates by what all parts have found together
+  // Drops candidates by what all parts have found together; those that stay are one list, that of part 0.
+  void (*trim)(const CollectParams&, int64_t query);
   void (*settle)(const CollectParams&, int64_t query_begin, int64_t query_end,
                  ScanReport&);  // candidates -> keys, rows
   // Codes and facts of rows begin .. end-1 of a matrix; the first bad row or -1.

@@ -181,7 +181,8 @@ GF_INLINE Words load_part(const int8_t* from, int64_t bytes) {  // a multiple of
   return words;
 }
 
-// Four rows x one query where they lie: products[r] = <query, rows[r]>.
+// Four rows x one query where they lie: products[r] = <query, rows[r]>. in_order: the rows that follow are next.
+template <bool in_order>
 inline void code_dots(const int8_t* query, const int8_t* const* rows, int64_t stride, int32_t origin,
                       int32_t* products) {
   Ints sums[4] = {};
@@ -190,7 +191,7 @@ inline void code_dots(const int8_t* query, const int8_t* const* rows, int64_t st
     const Words codes = load<Words>(query + i);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      prefetch_ahead(rows[r] + i);
+      if constexpr (in_order) prefetch_ahead(rows[r] + i);
       sums[r] = dot4(sums[r], load<Words>(rows[r] + i) ^ kLiftWord, codes);
     }
   }

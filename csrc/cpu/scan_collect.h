@@ -1,9 +1,10 @@
 // scan, the ending `collect`: of each query the rows that may still be among its k best, in bounded memory.
 //
-// A candidate's definition lies within `error` of its scan score. floor = the k-th largest lower bound seen so far, of
-// this task or another: a row whose upper bound is below it is out for good. A full buffer is cut by the floor; if that
-// does not help (ties, near-duplicates) it is settled in float64 and cut to the k best, so it never holds more than
-// `capacity`. After the scan the parts' candidates are trimmed by a floor that all of them give, and settled.
+// floor = the k-th largest lower bound seen so far, of this task or another: a row whose upper bound is below it is out
+// for good. Whenever a query's candidates have become half as many again, the floor is raised and cuts them; if that
+// does not help (ties, near-duplicates) they are settled in float64 and cut to the k best, so there are never more than
+// `capacity`. After the scan the parts' candidates are trimmed by a floor that all of them give, and settled: the k
+// most promising first, whose scores are a floor that hardly any other reaches.
 #pragma once
 #include <algorithm>
 
@@ -14,18 +15,9 @@
 namespace graceful_fast {
 namespace {
 
-inline double lowest(const Candidate& candidate) { return double(candidate.score) - candidate.error; }
-
-inline float lowest_float(const Candidate& candidate) {
-  const double bound = lowest(candidate);
-  return float(bound - __builtin_fabs(bound) * 0x1p-23 - 0x1p-120);
-}
-
-inline float above(double error) { return float(error * (1 + 0x1p-22)); }
-
 inline Candidate in_scan_units(const Query& query, const Settled& settled, Metric metric) {
   const KeyInScan found = key_in_scan(query, settled.key, metric);
-  return {float(found.score), above(found.error + 0x1p-23 * __builtin_fabs(found.score)), settled.row};
+  return {rounded_down(found.score - found.error), rounded_up(found.score + found.error), settled.row};
 }
 
 // A value that at least k of the lower bounds reach, and hardly more: their k-th largest by bisection, since counting
@@ -62,9 +54,19 @@ inline int64_t drop_below(double floor, Candidate* candidates, int64_t count) {
   int64_t kept = 0;
   for (int64_t j = 0; j < count; ++j) {
     const Candidate candidate = candidates[j];
-    if (double(candidate.score) + candidate.error >= floor) candidates[kept++] = candidate;
+    candidates[kept] = candidate;  // no branch: which stay is anyone's guess
+    kept += candidate.high >= floor;
   }
   return kept;
+}
+
+// Raises the floor to the k-th largest lower bound of the candidates and drops what ends below it; how many stay.
+// `bounds`: room for a vector more than `count`.
+inline int64_t cut_by_floor(double& floor, Candidate* candidates, int64_t count, int64_t k, float* bounds) {
+  for (int64_t j = 0; j < count; ++j) bounds[j] = candidates[j].low;
+  const double found = kth_bound(bounds, count, k);
+  if (found > floor) floor = found;
+  return drop_below(floor, candidates, count);
 }
 
 template <class T>
@@ -87,10 +89,10 @@ class Collector {
   // What earlier blocks of the gallery have found.
   void begin() {
     for (int64_t i = 0; i < count_; ++i) {
-      states_[i] = {-__builtin_inf(), 0};
+      states_[i] = {-__builtin_inf(), 0, next_cut(0)};
       const int64_t last = (first_ + i + 1) * p_.k - 1;
       if (p_.rows[last] >= 0) {
-        states_[i].floor = lowest(in_scan_units(queries_[i], {p_.keys[last], p_.rows[last]}, p_.metric));
+        states_[i].floor = in_scan_units(queries_[i], {p_.keys[last], p_.rows[last]}, p_.metric).low;
       }
       share_floor(i);
     }
@@ -158,7 +160,7 @@ class Collector {
   void take_seed(const Engine& engine, const Tile& tile) {
     for (int64_t r = 0; r < tile.queries; ++r) {
       const int64_t query = tile.query + r;
-      const float error = above(engine.largest_error(query));
+      const float error = rounded_up(engine.largest_error(query));
       float* const to = seed_scores(query) + engine.chunk.before + tile.slot;
       for (int64_t j = 0; j < tile.columns; ++j) {
         const float score = tile.scores[r * kN + j], bound = score - error;
@@ -174,10 +176,11 @@ class Collector {
   float* seed_scores(int64_t i) const { return reinterpret_cast<float*>(candidates(i)); }
 
   static constexpr int64_t kSeeds = 2048, kFewestSeeds = 128;
+  static constexpr int64_t kFewestNew = 32;  // candidates between two cuts
 
   struct State {
     double floor;
-    int64_t count;  // candidates
+    int64_t count, next;  // candidates; how many there will be when they are cut
   };
 
   Candidate* candidates(int64_t i) const {
@@ -198,40 +201,40 @@ class Collector {
   // True if the floor may have risen.
   bool add(int64_t i, int64_t row, float score, double error) {
     State& state = states_[i];
-    if (score + error < state.floor || (labelled_ && excluded(i, row)) || report_.overflow) return false;
-    candidates(i)[state.count++] = {score, above(error), row};
-    if (state.count < p_.capacity) return false;
+    const float high = rounded_up(score + error);
+    if (high < state.floor || (labelled_ && excluded(i, row)) || report_.overflow) return false;
+    candidates(i)[state.count++] = {rounded_down(score - error), high, row};
+    if (state.count < state.next) return false;
     cut(i);
     return true;
   }
+
+  // A staler floor lets more rows in, a fresher one costs more cuts.
+  int64_t next_cut(int64_t count) const { return least(p_.capacity, most(count, p_.k) + most(count / 2, kFewestNew)); }
 
   bool excluded(int64_t i, int64_t row) const {
     return (p_.query_ids && p_.query_ids[first_ + i] == p_.gallery_ids[row]) ||
            (p_.query_groups && p_.query_groups[first_ + i] == p_.gallery_groups[row]);
   }
 
-  // The k-th largest lower bound becomes the floor; candidates that end below it leave.
-  void raise_floor(int64_t i) {
+  void cut(int64_t i) {
     State& state = states_[i];
     Candidate* const mine = candidates(i);
-    for (int64_t j = 0; j < state.count; ++j) bounds_[j] = lowest_float(mine[j]);
-    const double floor = kth_bound(bounds_, state.count, p_.k);
-    if (floor > state.floor) state.floor = floor;
+    state.count = cut_by_floor(state.floor, mine, state.count, p_.k, bounds_);
     share_floor(i);
-    state.count = drop_below(state.floor, mine, state.count);
+    if (state.count > kept_) settle_candidates(i);
+    state.next = next_cut(state.count);
   }
 
-  void cut(int64_t i) {
-    raise_floor(i);
-    State& state = states_[i];
-    if (state.count <= kept_) return;
+  void settle_candidates(int64_t i) {
     if (p_.deferred) {
       report_.overflow = true;
       return;
     }
+    State& state = states_[i];
+    Candidate* const mine = candidates(i);
     ++report_.cuts;
     report_.settled += state.count;
-    Candidate* const mine = candidates(i);
     definition_.choose(first_ + i);
     definition_.each(
         state.count, [&](int64_t j) { return mine[j].row; }, [&](int64_t j, Settled s) { settled_[j] = s; });
@@ -243,7 +246,7 @@ class Collector {
     double floor = __builtin_inf();
     for (int64_t j = 0; j < state.count; ++j) {
       mine[j] = in_scan_units(queries_[i], settled_[j], p_.metric);
-      if (lowest(mine[j]) < floor) floor = lowest(mine[j]);
+      if (mine[j].low < floor) floor = mine[j].low;
     }
     if (state.count == p_.k && floor > state.floor) state.floor = floor;
   }
@@ -260,6 +263,12 @@ class Collector {
   ScanReport& report_;
 };
 
+inline Query measured(const CollectParams& p, int64_t query, double* scale) {
+  return with_elements(p.queries, [&](const auto* data) {
+    return measure_query(squared_norm(data + query * p.queries.row_stride, p.dim), p, *scale);
+  });
+}
+
 // A query as codes of twice 8 bits, for the candidates that codes of 8 bits leave: with t b + u a + g for it and s c +
 // e for a row, the score t s <b, c> + u s <a, c> is off by |t b + u a| |e| + |g| |row| at most, half of what it was.
 class FineQuery {
@@ -270,11 +279,10 @@ class FineQuery {
         scaled_(stride_),
         codes_(2 * stride_),
         bound_(params.dim, params.metric == Metric::l2, false) {
+    double scale;
+    query_ = measured(params, query, &scale);
     with_elements(p_.queries, [&](const auto* data) {
-      const auto* q = data + query * p_.queries.row_stride;
-      double scale;
-      query_ = measure_query(squared_norm(q, p_.dim), p_, scale);
-      scale_row(q, p_.dim, scale, scaled_, stride_);
+      scale_row(data + query * p_.queries.row_stride, p_.dim, scale, scaled_, stride_);
     });
     float rest = 0;
     for (int plane = 0; plane < 2; ++plane) {
@@ -292,14 +300,26 @@ class FineQuery {
     length_ = (query_.norm + rest) * (1 + kCodedSlack);
   }
 
-  // Up to four candidates, finer.
   void refine(Candidate* candidates, int64_t count) const {
     if (query_.norm == __builtin_inf()) return;
+    for (int64_t j = 0; j < count; j += 4) {
+      for (int64_t next = j + 4; next < least(j + 8, count); ++next) prefetch_codes(candidates[next].row);
+      refine_four(candidates + j, least(4, count - j));
+    }
+  }
+
+ private:
+  void prefetch_codes(int64_t row) const {
+    __builtin_prefetch(p_.codes.facts + row * kFacts);
+    for (int64_t at = 0; at < least(stride_, 4096); at += 64) __builtin_prefetch(p_.codes.data + row * stride_ + at);
+  }
+
+  void refine_four(Candidate* candidates, int64_t count) const {
     const int8_t* lines[4];
     int32_t products[2][4];
     for (int64_t j = 0; j < 4; ++j) lines[j] = p_.codes.data + candidates[least(j, count - 1)].row * p_.codes.stride;
     for (int plane = 0; plane < 2; ++plane) {
-      code_dots(codes_ + plane * stride_, lines, stride_, origins_[plane], products[plane]);
+      code_dots<false>(codes_ + plane * stride_, lines, stride_, origins_[plane], products[plane]);
     }
     for (int64_t j = 0; j < count; ++j) {
       const CodedRow row = coded_row(p_, candidates[j].row);
@@ -307,12 +327,13 @@ class FineQuery {
       const double product = double(steps_[0]) * products[0][j] + double(steps_[1]) * products[1][j];
       const double score = product * row.scale + row.start;
       const double error = length_ * row.residual + (rest_ + squares_slack(p_.metric) * row.norm) * row.norm +
-                           bound_.error(query_.norm, row.norm) + 0x1p-23 * __builtin_fabs(score);
-      if (error < candidates[j].error) candidates[j] = {float(score), above(error), candidates[j].row};
+                           bound_.error(query_.norm, row.norm);
+      const float low = rounded_down(score - error), high = rounded_up(score + error);
+      if (low > candidates[j].low) candidates[j].low = low;
+      if (high < candidates[j].high) candidates[j].high = high;
     }
   }
 
- private:
   const CollectParams& p_;
   const int64_t stride_;
   Buffer<float> scaled_;
@@ -324,65 +345,83 @@ class FineQuery {
   double rest_, length_;
 };
 
-// The parts' candidates of a query by the floor that all of them give together.
+// The parts' candidates of a query, one list of them now, by the floor that all of them give together. Where they
+// cannot be settled they are weighed by finer codes, too.
 inline void trim(const CollectParams& p, int64_t query) {
   Candidate* const candidates = p.candidates + query * p.gallery_parts * p.capacity;
   int64_t* const counts = p.counts + query * p.gallery_parts;
-  int64_t total = 0;
-  for (int64_t part = 0; part < p.gallery_parts; ++part) total += counts[part];
-  Buffer<float> bounds(total + kFloats);
-  const auto drop = [&] {
-    int64_t at = 0;
-    for (int64_t part = 0; part < p.gallery_parts; ++part) {
-      for (int64_t j = 0; j < counts[part]; ++j) bounds[at++] = lowest_float(candidates[part * p.capacity + j]);
-    }
-    const double joint = kth_bound(bounds, at, p.k), floor = joint > p.floor[query] ? joint : p.floor[query];
-    p.floor[query] = floor;
-    total = 0;
-    for (int64_t part = 0; part < p.gallery_parts; ++part) {
-      counts[part] = drop_below(floor, candidates + part * p.capacity, counts[part]);
-      total += counts[part];
-    }
-  };
-  drop();
-  if (!p.codes.data || total <= p.k + p.k / 8) return;
-  const FineQuery fine(p, query);
-  for (int64_t part = 0; part < p.gallery_parts; ++part) {
-    Candidate* const mine = candidates + part * p.capacity;
-    for (int64_t j = 0; j < counts[part]; j += 4) fine.refine(mine + j, least(4, counts[part] - j));
+  int64_t total = counts[0];
+  for (int64_t part = 1; part < p.gallery_parts; ++part) {
+    std::copy_n(candidates + part * p.capacity, counts[part], candidates + total);
+    total += counts[part];
+    counts[part] = 0;
   }
-  drop();
+  Buffer<float> bounds(total + kFloats);
+  total = cut_by_floor(p.floor[query], candidates, total, p.k, bounds);
+  if (p.deferred && total > p.k + p.k / 8) {
+    FineQuery(p, query).refine(candidates, total);
+    total = cut_by_floor(p.floor[query], candidates, total, p.k, bounds);
+  }
+  counts[0] = total;
 }
 
-// Candidates and the best so far -> the k best, sorted.
+// The candidates of one query after another, trimmed, and the best so far -> the k best, sorted.
 template <class T>
-void settle_queries(const CollectParams& p, int64_t begin, int64_t end, ScanReport& report) {
-  Buffer<Settled> all(p.gallery_parts * p.capacity + p.k);
-  Definition<T> definition(p);
-  const auto order = [](const Settled& a, const Settled& b) { return better(a, b); };
-  for (int64_t query = begin; query < end; ++query) {
-    double* const keys = p.keys + query * p.k;
-    int64_t* const rows = p.rows + query * p.k;
-    int64_t count = 0;
-    for (; count < p.k && rows[count] >= 0; ++count) all[count] = {keys[count], rows[count]};
-    definition.choose(query);
-    for (int64_t part = 0; part < p.gallery_parts; ++part) {
-      const int64_t found = p.counts[query * p.gallery_parts + part];
-      const Candidate* const candidates = p.candidates + (query * p.gallery_parts + part) * p.capacity;
-      definition.each(
-          found, [&](int64_t j) { return candidates[j].row; },
-          [&](int64_t j, Settled s) { all[count + j] = {s.key, p.numbers ? p.numbers[s.row] : s.row + p.first_row}; });
-      count += found;
-      report.settled += found;
+class Settlement {
+ public:
+  explicit Settlement(const CollectParams& params, ScanReport& report)
+      : p_(params), all_(params.gallery_parts * params.capacity + params.k), definition_(params), report_(report) {}
+
+  void settle(int64_t query) {
+    double* const keys = p_.keys + query * p_.k;
+    int64_t* const rows = p_.rows + query * p_.k;
+    count_ = 0;
+    for (; count_ < p_.k && rows[count_] >= 0; ++count_) all_[count_] = {keys[count_], rows[count_]};
+    definition_.choose(query);
+    Candidate* candidates = p_.candidates + query * p_.gallery_parts * p_.capacity;
+    int64_t found = p_.counts[query * p_.gallery_parts];
+    if (p_.coded && found > p_.k + p_.k / 8) {
+      const auto promising = [](const Candidate& a, const Candidate& b) { return a.low > b.low; };
+      std::nth_element(candidates, candidates + (p_.k - 1), candidates + found, promising);
+      const double worst = add(candidates, p_.k);
+      double scale;
+      const double floor = in_scan_units(measured(p_, query, &scale), {worst, 0}, p_.metric).low;
+      candidates += p_.k;
+      found = drop_below(floor, candidates, found - p_.k);
+      if (p_.codes.data) {
+        FineQuery(p_, query).refine(candidates, found);
+        found = drop_below(floor, candidates, found);
+      }
     }
-    if (count > p.k) {
-      std::nth_element(+all, all + (p.k - 1), all + count, order);
-      count = p.k;
+    add(candidates, found);
+    if (count_ > p_.k) {
+      std::nth_element(+all_, all_ + (p_.k - 1), all_ + count_, better);
+      count_ = p_.k;
     }
-    std::sort(+all, all + count, order);
-    for (int64_t j = 0; j < count; ++j) keys[j] = all[j].key, rows[j] = all[j].row;
+    std::sort(+all_, all_ + count_, better);
+    for (int64_t j = 0; j < count_; ++j) keys[j] = all_[j].key, rows[j] = all_[j].row;
   }
-}
+
+ private:
+  // Settles candidates; the worst of their keys.
+  double add(const Candidate* candidates, int64_t count) {
+    double worst = __builtin_inf();
+    definition_.each(
+        count, [&](int64_t j) { return candidates[j].row; },
+        [&](int64_t, Settled s) {
+          all_[count_++] = {s.key, p_.numbers ? p_.numbers[s.row] : s.row + p_.first_row};
+          if (s.key < worst) worst = s.key;
+        });
+    report_.settled += count;
+    return worst;
+  }
+
+  const CollectParams& p_;
+  Buffer<Settled> all_;
+  int64_t count_ = 0;
+  Definition<T> definition_;
+  ScanReport& report_;
+};
 
 }  // namespace
 }  // namespace graceful_fast

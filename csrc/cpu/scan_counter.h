@@ -72,29 +72,25 @@ class Counter {
   template <class Engine>
   void take(Engine& engine, const Tile& tile) {
     const uint64_t valid = (uint64_t(1) << tile.columns) - 1;
-    uint32_t unsure[kM];
     for (int64_t r = 0; r < tile.queries; ++r) {
       const uint32_t reached = tile.reached[r] & uint32_t(valid);
       State& state = states_[tile.query + r];
-      unsure[r] = 0;
       if (!reached || state.count == 0) continue;
       const float* const scores = tile.scores + r * kN;
 #if defined(GF_AVX512)
-      unsure[r] = state.count <= kInRegisters ? place_in_registers(state, scores, reached)
-                                              : count_by_grid(state, scores, reached);
+      uint32_t unsure = state.count <= kInRegisters ? place_in_registers(state, scores, reached)
+                                                    : count_by_grid(state, scores, reached);
 #else
-      unsure[r] = count_by_grid(state, scores, reached);
+      uint32_t unsure = count_by_grid(state, scores, reached);
 #endif
-      if (unsure[r]) definition_.prefetch_query(first_ + tile.query + r);
-    }
-    for (int64_t r = 0; r < tile.queries; ++r) {  // by now the queries are on their way from memory
-      for (; unsure[r]; unsure[r] &= unsure[r] - 1) {
-        settle(tile.query + r, engine.row(tile.slot + __builtin_ctz(unsure[r])));
+      for (; unsure; unsure &= unsure - 1) {
+        postpone(tile.query + r, engine.row(tile.slot + __builtin_ctz(unsure)));
       }
     }
   }
 
   void finish() {
+    settle_postponed();
 #if defined(GF_AVX512)
     for (int64_t i = 0; i < count_; ++i) {
       if (states_[i].placed) count_places(states_[i]);
@@ -113,11 +109,15 @@ class Counter {
     uint32_t* grid;        // [cells + 1] how many upper edges lie in this cell or above
     int64_t cells;
     float origin, density;  // cell of a score: density * score + origin
-    uint8_t* places;        // [kPlaces] of scores not counted yet, 255 of one that does not count
+    uint8_t* places;  // [kPlaces] of scores not counted yet, 32 more than the place; 255 of one that does not count
     int64_t placed;
   };
 
-  static constexpr int64_t kInRegisters = 31;
+#if defined(GF_AVX512)
+  static constexpr int64_t kInRegisters = 31;  // positives: their edges are a tree
+#else
+  static constexpr int64_t kInRegisters = 0;
+#endif
   static constexpr int64_t kPlaces = 4 * kN;     // more bring little and leave less of L2 for rows and queries
   static constexpr int64_t kCellsAPositive = 8;  // one score in ten or so meets an edge in its cell
   static int64_t room_of(int64_t count) { return most(count, kInRegisters) + 1; }
@@ -139,7 +139,17 @@ class Counter {
     state.lower[0] = __builtin_inff();
     for (int64_t j = count; j < room_of(count); ++j) state.upper[j] = -__builtin_inff();
     for (int64_t j = count + 1; j < room_of(count); ++j) state.lower[j] = -__builtin_inff();
-    set_grid(state);
+    count <= kInRegisters ? grow_tree(state.upper) : set_grid(state);
+  }
+
+  // 31 descending edges -> a search tree: the children of node h are 2h and 2h + 1, its root is node 1.
+  static void grow_tree(float* edges) {
+    float sorted[32];
+    std::memcpy(sorted, edges, sizeof sorted);
+    for (uint32_t h = 1; h < 32; ++h) {
+      const int level = 31 - __builtin_clz(h);
+      edges[h] = sorted[((2 * (h - (1u << level)) + 1) << (4 - level)) - 1];
+    }
   }
 
   void set_grid(State& state) {
@@ -184,28 +194,31 @@ class Counter {
   }
 
 #if defined(GF_AVX512)
-  // The same with all edges in four registers, for up to kInRegisters positives: five halvings for 16 scores at a time.
-  // The places of some tiles are then counted together.
+  // The same with all edges in four registers, for up to kInRegisters positives: 16 scores at a time go down the tree,
+  // and the node they come to is 32 + their place. The places of some tiles are then counted together.
   static uint32_t place_in_registers(State& state, const float* scores, uint32_t reached) {
-    const __m512 upper0 = _mm512_loadu_ps(state.upper), upper1 = _mm512_loadu_ps(state.upper + 16);
+    const __m512 inner = _mm512_loadu_ps(state.upper), leaves = _mm512_loadu_ps(state.upper + 16);
     const __m512 lower0 = _mm512_loadu_ps(state.lower), lower1 = _mm512_loadu_ps(state.lower + 16);
+    const __m512 root = _mm512_set1_ps(state.upper[1]);
+    const __m512i one = _mm512_set1_epi32(1);
     uint32_t unsure = 0;
     __m128i places[2];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const __m512 score = _mm512_loadu_ps(scores + 16 * half);
-      const __mmask16 in_lower_half = _mm512_cmp_ps_mask(score, _mm512_set1_ps(state.upper[15]), _CMP_LE_OQ);
-      __m512i place = _mm512_maskz_set1_epi32(in_lower_half, 16);
-#pragma GCC unroll 4
-      for (int step = 8; step > 0; step /= 2) {
-        const __m512i middle = _mm512_add_epi32(place, _mm512_set1_epi32(step - 1));
-        const __m512 edge = _mm512_permutex2var_ps(upper0, middle, upper1);
+      __m512i node = one;
+      const auto descend = [&](__m512 edge) __attribute__((always_inline)) {
         const __mmask16 not_beaten = _mm512_cmp_ps_mask(score, edge, _CMP_LE_OQ);
-        place = _mm512_mask_add_epi32(place, not_beaten, place, _mm512_set1_epi32(step));
-      }
-      const __m512 edge = _mm512_permutex2var_ps(lower0, place, lower1);
+        node = _mm512_add_epi32(node, node);
+        node = _mm512_mask_add_epi32(node, not_beaten, node, one);
+      };
+      descend(root);
+#pragma GCC unroll 3
+      for (int level = 1; level < 4; ++level) descend(_mm512_permutexvar_ps(node, inner));
+      descend(_mm512_permutexvar_ps(node, leaves));
+      const __m512 edge = _mm512_permutex2var_ps(lower0, node, lower1);
       unsure |= uint32_t(_mm512_cmp_ps_mask(score, edge, _CMP_GE_OQ)) << 16 * half;
-      places[half] = _mm512_cvtepi32_epi8(place);
+      places[half] = _mm512_cvtepi32_epi8(node);
     }
     unsure &= reached;
     const __m256i all = _mm256_set_m128i(places[1], places[0]), nowhere = _mm256_set1_epi8(-1);
@@ -223,7 +236,7 @@ class Counter {
     }
     const __m512i first = _mm512_loadu_si512(state.places), second = _mm512_loadu_si512(state.places + 64);
     for (int64_t i = 0; i < state.count; ++i) {
-      const __m512i place = _mm512_set1_epi8(char(i));
+      const __m512i place = _mm512_set1_epi8(char(32 + i));
       state.tally.between[i] += __builtin_popcountll(_mm512_cmpeq_epi8_mask(first, place)) +
                                 __builtin_popcountll(_mm512_cmpeq_epi8_mask(second, place));
     }
@@ -231,18 +244,34 @@ class Counter {
   }
 #endif
 
-  void settle(int64_t i, int64_t row) {
-    State& state = states_[i];
-    ++report_.settled;
-    if (i != chosen_) definition_.choose(first_ + i, queries_[i].square), chosen_ = i;
-    state.tally.add(state.keys, state.rows, state.count, definition_.key(row), p_.first_row + row);
+  struct Pair {
+    int64_t i, row;
+  };
+  static constexpr int64_t kTogether = 64;  // pairs: by the time they are settled they have come from memory
+
+  void postpone(int64_t i, int64_t row) {
+    definition_.prefetch_pair(first_ + i, row);
+    pairs_[postponed_++] = {i, row};
+    if (postponed_ == kTogether) settle_postponed();
+  }
+
+  void settle_postponed() {
+    for (int64_t j = 0; j < postponed_; ++j) {
+      const auto [i, row] = pairs_[j];
+      State& state = states_[i];
+      definition_.choose(first_ + i, queries_[i].square);
+      state.tally.add(state.keys, state.rows, state.count, definition_.key(row), p_.first_row + row);
+    }
+    report_.settled += postponed_;
+    postponed_ = 0;
   }
 
   const CountParams& p_;
   const Query* const queries_;
   const int64_t first_, count_, part_;
   Definition<T> definition_;
-  int64_t chosen_ = -1;  // the query of the definition
+  Pair pairs_[kTogether];
+  int64_t postponed_ = 0;
   Buffer<State> states_;
   Buffer<float> edges_;
   Buffer<uint32_t> grid_;

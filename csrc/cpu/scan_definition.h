@@ -34,8 +34,9 @@ class Definition {
     root_ = __builtin_sqrt(square);
   }
 
-  void prefetch_query(int64_t query) const {
+  void prefetch_pair(int64_t query, int64_t row) const {
     with_elements(p_.queries, [&](const auto* data) { prefetch(data + query * p_.queries.row_stride); });
+    prefetch(gallery_row(row));
   }
 
   double key(int64_t row) const {
@@ -63,7 +64,10 @@ class Definition {
   template <class Value>
   void prefetch(const Value* row) const {
     const int64_t bytes = least(p_.dim * int64_t(sizeof(Value)), 4096);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
+    for (int64_t at = 0; at < bytes; at += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(row) + at, 0,
+                         2);  // to L2, which can wait for more lines than L1
+    }
   }
 
   const ScanParams& p_;

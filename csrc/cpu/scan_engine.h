@@ -493,7 +493,7 @@ class Scan {
         if (!given_codes(slot + least(j, columns - 1), lines[j])) return false;
       }
       for (int64_t i = 0; i < count_; ++i) {
-        code_dots(reinterpret_cast<const int8_t*>(coded_ + i * words), lines, stride_, origins_[i], products);
+        code_dots<true>(reinterpret_cast<const int8_t*>(coded_ + i * words), lines, stride_, origins_[i], products);
         for (int64_t j = 0; j < columns; ++j) {
           scores_[i * slots() + slot + j] =
               float(products[j]) * fact(0)[slot + j] * float(queries_[i].step) + starts_[slot + j];

@@ -37,9 +37,12 @@ void pairs(const ScanParams& params, const int64_t* rows, const int64_t* columns
   const DefaultRounding rounding;
   with_elements(params.gallery, [&]<class T>(const T*) {
     Definition<T> definition(params);
-    for (int64_t i = 0; i < count; ++i) {
-      if (i == 0 || rows[i] != rows[i - 1]) definition.choose(rows[i]);
-      keys[i] = definition.key(columns[i]);
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      for (end = begin + 1; end < count && rows[end] == rows[begin];) ++end;
+      definition.choose(rows[begin]);
+      definition.each(
+          end - begin, [&](int64_t j) { return columns[begin + j]; },
+          [&](int64_t j, Settled s) { keys[begin + j] = s.key; });
     }
   });
 }

@@ -23,7 +23,10 @@ void trim_query(const CollectParams& params, int64_t query) {
 
 void settle(const CollectParams& params, int64_t begin, int64_t end, ScanReport& report) {
   const DefaultRounding rounding;
-  with_elements(params.gallery, [&]<class T>(const T*) { settle_queries<T>(params, begin, end, report); });
+  with_elements(params.gallery, [&]<class T>(const T*) {
+    Settlement<T> settlement(params, report);
+    for (int64_t query = begin; query < end; ++query) settlement.settle(query);
+  });
 }
 
 int64_t quantize(const Matrix& matrix, int64_t begin, int64_t end, int8_t* codes, float* facts, Fault& fault) {
