@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import graceful_fast as gf
 from graceful_fast import _brackets, _ops, _pairs, reference, search
 from graceful_fast._devices import on_device
+from graceful_fast._error_rates import ordered
 
 METRICS = ("cosine", "ip", "l2")
 # Two runs a case, metrics in turn: all of them on the emulator would take minutes.
@@ -291,6 +292,28 @@ def test_a_histogram_has_every_pair_within_its_margin_of_its_bin(metric: str, wi
     few = _ops.scan_histogram(*gpu.tensors(a, b), metric, labels, ids, within, **grid, keep=keep[:0], capacity=0)
     assert few.kept == 0
     assert torch.equal(few.counts, found.counts)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shift", [0, 40, 50])
+def test_exact_scores_are_binned_and_kept(metric: str, shift: int, gpu: Engine) -> None:
+    rng = np.random.default_rng(6)
+    a, b = (torch.from_numpy(rng.integers(1, 4, (n, 5))).float() for n in (50, 170))  # many scores on the bins' edges
+    labels = torch.arange(50, dtype=torch.int32) % 3, torch.arange(170, dtype=torch.int32) % 3
+    rows = b.double().numpy()
+    keys = np.stack([reference.similarity(row, rows, metric) for row in a.double().numpy()]).ravel()
+    genuine = (labels[0][:, None] == labels[1]).numpy().ravel()
+    lowest = int(ordered(np.sort(keys)[len(keys) // 3]))
+    bins = ((ordered(keys) - lowest) >> shift) + 1
+    bins = np.where(ordered(keys) < lowest, 0, np.minimum(bins, 5))
+    arguments = (*gpu.tensors(a, b), metric, labels, (None, None), False)
+    found = _ops.scan_between(*arguments, lowest=lowest, shift=shift, bins=6, capacity=9000)
+    expected = [np.bincount(bins[kind], minlength=6).tolist() for kind in (~genuine, genuine)]
+    assert found.counts.tolist() == expected
+    kept = (bins > 0) & (bins < 5)
+    assert found.kept == kept.sum()
+    for kind in (0, 1):
+        np.testing.assert_array_equal(np.sort(found.keys[found.kinds == kind]), np.sort(keys[kept & (genuine == kind)]))
 
 
 @pytest.mark.parametrize("rows", [0, 1])
