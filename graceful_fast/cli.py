@@ -440,6 +440,9 @@ def pct(
         str, typer.Option("--part", help="settings (four updates of digits), sweep (their options) or published.")
     ] = "settings",
     seeds: Annotated[int, typer.Option("--seeds", help="How often everything is trained.")] = 5,
+    images: Annotated[
+        int | None, typer.Option("--images", help="Of settings: images to train on, 20 or more; 100 by default.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs: one seed, few steps.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -447,9 +450,9 @@ def pct(
     from .training.recipes.pct_run import run
 
     screen = Console(stderr=True) if str(json_file) == "-" else console
-    options = {"part": "--part", "seeds": "--seeds"}
+    options = {"part": "--part", "seeds": "--seeds", "images": "--images"}
     with json_output(json_file) as write_json, naming(options):
-        write_json(run(output, part=cast(Any, part), seeds=seeds, quick=quick, console=screen))
+        write_json(run(output, part=cast(Any, part), seeds=seeds, images=images, quick=quick, console=screen))
 
 
 @train.command()

@@ -59,6 +59,8 @@ def test_bad_options_and_other_results_are_bad_input(tmp_path: Path) -> None:
     for options, reason in (
         ({"part": "everything"}, "part: expected one of settings, sweep, published, got 'everything'"),
         ({"seeds": 0}, "seeds: expected 1 or more, got 0"),
+        ({"images": 19}, "images: expected 20 or more, with part settings, got 19 with settings"),
+        ({"part": "sweep", "images": 300}, "images: expected 20 or more, with part settings, got 300 with sweep"),
         ({}, f"{tmp_path}/settings.json: expected results of graceful_fast.train.pct/1, got another file"),
     ):
         with pytest.raises(ValueError, match=re.escape(reason)):
@@ -227,13 +229,18 @@ def test_the_page_shows_the_committed_results(part: str) -> None:
     assert found["schema"] == schema
     assert found["command"].startswith("graceful-fast train pct")
     groups: dict[str, set[str]] = {}
+    chosen_by: set[str] = set()
     for name, entry in found["entries"].items():
         group, _, seed = name.rpartition("/")
-        groups.setdefault(group, set()).add(seed)
+        if name.startswith("validation/"):
+            chosen_by.add(seed)
+        else:
+            groups.setdefault(group, set()).add(seed)
         assert entry["nfr"] - entry["pfr"] == pytest.approx(entry["error_new"] - entry["error_old"]), name
         assert entry["nfr"] == pytest.approx(entry["negative"] / entry["samples"]), name
     assert {len(numbers) for numbers in groups.values()} == {seeds}
     assert set.union(*groups.values()).isdisjoint({"100", "101"}) == (part != "sweep")
+    assert chosen_by == ({"100", "101"} if part == "published" else set())
     tables = (COMMITTED / f"tables-{part}.md").read_text()
     if part != "sweep":
         assert tables in PAGE.read_text()

@@ -1,6 +1,8 @@
 """`graceful-fast train pct`: every part of the recipe, resumed where it was stopped, and what its results say."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,7 +23,13 @@ SCHEMA = "graceful_fast.train.pct.summary/1"
 
 
 def run(
-    output: Path, *, part: Part = "settings", seeds: int = 5, quick: bool = False, console: "Console | None" = None
+    output: Path,
+    *,
+    part: Part = "settings",
+    seeds: int = 5,
+    images: int | None = None,
+    quick: bool = False,
+    console: "Console | None" = None,
 ) -> dict[str, Any]:
     """Measure what is not yet in the results file of this part, print its tables, write its plot.
 
@@ -30,6 +38,7 @@ def run(
         part: "settings": the four updates of digits; "sweep": their hyper-parameters, on other images and seeds;
             "published": text classifiers on two published encoders.
         seeds: How often everything is trained, 1 or more. At most 2 in the sweep.
+        images: For "settings", images to train on in place of the recipe's, 20 or more; the options stay.
         quick: One seed, few steps: shows that it runs, not the effect.
         console: Where to print; stdout by default.
 
@@ -47,14 +56,17 @@ def run(
         raise ValueError(f"part: expected one of {', '.join(get_args(Part))}, got {part!r}")
     if seeds < 1:
         raise ValueError(f"seeds: expected 1 or more, got {seeds}")
+    if images is not None and (images < 20 or part != "settings"):
+        raise ValueError(f"images: expected 20 or more, with part settings, got {images} with {part}")
     console = console or Console()
     # One thread: batches this small gain nothing from more, and the sums, so the models, are the same on every machine
     # of one kind.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        measure = {"settings": _settings, "sweep": _sweep, "published": _published}[part]
-        tables, file, results = measure(output, 1 if quick else seeds, quick, console)
+        settings = partial(_settings, images=images)
+        parts: dict[str, Callable[..., Measured]] = {"settings": settings, "sweep": _sweep, "published": _published}
+        tables, file, results = parts[part](output, 1 if quick else seeds, quick, console)
     finally:
         torch.set_num_threads(threads)
     text = "\n".join(
@@ -92,8 +104,10 @@ def _measure(results: Results, name: str, work: Any, console: "Console") -> Entr
     return entry
 
 
-def _settings(output: Path, seeds: int, quick: bool, console: "Console") -> Measured:
+def _settings(output: Path, seeds: int, quick: bool, console: "Console", images: int | None) -> Measured:
     recipe = pct_settings.Recipe()
+    if images is not None:
+        recipe = replace(recipe, train=images)
     if quick:
         recipe = replace(recipe, steps=5, members=2)
     results = Results(output / "settings.json", pct_settings.SCHEMA, asdict(recipe))
